@@ -4,6 +4,9 @@
 #![deny(unsafe_code)]
 
 mod error;
+pub mod model;
+pub mod text;
+pub mod train;
 mod taxonomy;
 
 pub use error::{Error, ErrorKind, Result};
