@@ -4,7 +4,9 @@
 #![deny(unsafe_code)]
 
 mod error;
+pub mod model;
 mod taxonomy;
 
 pub use error::{Error, ErrorKind, Result};
+pub use model::Precision;
 pub use taxonomy::{Head, HeadKind, Label, Taxonomy};
