@@ -94,7 +94,7 @@ fn is_absolute(value: &str) -> bool {
 }
 
 impl EncoderConfig {
-    /// Reads a Hugging Face `config.json`.
+    /// Reads a Hugging Face `config.json`, or the encoder's part of a bundle's.
     ///
     /// # Errors
     ///
@@ -108,13 +108,14 @@ impl EncoderConfig {
     /// assert!(error.to_string().contains("model_type"));
     /// ```
     pub fn from_json(text: &str) -> Result<Self> {
-        let config: Self = serde_json::from_str(text).map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidBundle,
-                "config.json does not describe an encoder",
-            )
-            .with_source(error)
-        })?;
+        #[derive(Deserialize)]
+        struct Bundle {
+            encoder: EncoderConfig,
+        }
+        let nested = serde_json::from_str(text).map(|bundle: Bundle| bundle.encoder);
+        let config = nested
+            .or_else(|_| serde_json::from_str(text))
+            .map_err(|error| unreadable("an encoder", error))?;
         config.validate()?;
         Ok(config)
     }
@@ -212,6 +213,30 @@ impl EncoderConfig {
     }
 }
 
+/// The whole of a bundle's `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ModelConfig {
+    pub name: String,
+    pub version: String,
+    pub encoder: EncoderConfig,
+    pub label_attention: LabelAttentionConfig,
+    /// Settings of the lexical path, or null for a model without one.
+    #[serde(default)]
+    pub lexical: Option<serde_json::Value>,
+    #[serde(default)]
+    pub window: WindowConfig,
+}
+
+impl ModelConfig {
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let config: Self =
+            serde_json::from_slice(json).map_err(|error| unreadable("a model", error))?;
+        config.encoder.validate()?;
+        config.window.validate(&config.encoder)?;
+        Ok(config)
+    }
+}
+
 /// Size of the label attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LabelAttentionConfig {
@@ -219,9 +244,17 @@ pub(crate) struct LabelAttentionConfig {
 }
 
 /// How a long text is cut into windows, in content tokens.
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(lyhord::model::WindowConfig::default().max_tokens, 510);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct WindowConfig {
+pub struct WindowConfig {
+    /// Content tokens in a window, at most; `<s>` and `</s>` come on top.
     pub max_tokens: usize,
+    /// Tokens that neighbouring windows share, at least.
     pub overlap: usize,
 }
 
@@ -232,4 +265,29 @@ impl Default for WindowConfig {
             overlap: 128,
         }
     }
+}
+
+impl WindowConfig {
+    fn validate(&self, encoder: &EncoderConfig) -> Result<()> {
+        if self.max_tokens <= self.overlap || self.max_tokens + 2 > encoder.max_tokens() {
+            return Err(Error::new(
+                ErrorKind::InvalidBundle,
+                format!(
+                    "config.json: windows of {} tokens with an overlap of {} do not fit an encoder of {} tokens",
+                    self.max_tokens,
+                    self.overlap,
+                    encoder.max_tokens()
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn unreadable(what: &str, error: serde_json::Error) -> Error {
+    Error::new(
+        ErrorKind::InvalidBundle,
+        format!("config.json does not describe {what}"),
+    )
+    .with_source(error)
 }

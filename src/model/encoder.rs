@@ -58,7 +58,7 @@ impl Scratch {
 /// use lyhord::model::{Encoder, EncoderConfig, Scratch};
 /// use lyhord::Precision;
 ///
-/// let config = std::fs::read_to_string("fixtures/tiny-bundle/encoder.json")?;
+/// let config = std::fs::read_to_string("fixtures/tiny-bundle/config.json")?;
 /// let weights = std::fs::read("fixtures/tiny-bundle/model.safetensors")?;
 /// let config = EncoderConfig::from_json(&config)?;
 /// let encoder = Encoder::from_safetensors(&config, &weights, Precision::F32)?;
@@ -106,7 +106,7 @@ impl Encoder {
     /// ```
     /// use lyhord::model::{Encoder, EncoderConfig};
     ///
-    /// let config = std::fs::read_to_string("fixtures/tiny-bundle/encoder.json")?;
+    /// let config = std::fs::read_to_string("fixtures/tiny-bundle/config.json")?;
     /// let config = EncoderConfig::from_json(&config)?;
     /// let error = Encoder::from_safetensors(&config, b"short", lyhord::Precision::F32);
     /// assert!(error.is_err());
@@ -209,7 +209,7 @@ impl Encoder {
     /// ```
     /// use lyhord::model::{Encoder, EncoderConfig};
     ///
-    /// let config = std::fs::read_to_string("fixtures/tiny-bundle/encoder.json")?;
+    /// let config = std::fs::read_to_string("fixtures/tiny-bundle/config.json")?;
     /// let weights = std::fs::read("fixtures/tiny-bundle/model.safetensors")?;
     /// let config = EncoderConfig::from_json(&config)?;
     /// let encoder = Encoder::from_safetensors(&config, &weights, lyhord::Precision::Int8)?;
@@ -248,7 +248,7 @@ impl Encoder {
     /// ```
     /// use lyhord::model::{Encoder, EncoderConfig, Scratch};
     ///
-    /// let config = std::fs::read_to_string("fixtures/tiny-bundle/encoder.json")?;
+    /// let config = std::fs::read_to_string("fixtures/tiny-bundle/config.json")?;
     /// let weights = std::fs::read("fixtures/tiny-bundle/model.safetensors")?;
     /// let config = EncoderConfig::from_json(&config)?;
     /// let encoder = Encoder::from_safetensors(&config, &weights, lyhord::Precision::F32)?;
