@@ -3,10 +3,17 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+mod assessment;
 mod error;
 pub mod model;
+mod report;
 mod taxonomy;
+pub mod text;
 
+pub use assessment::{
+    Assessment, BinaryOutcome, LabelOutcome, LevelOutcome, ModelInfo, Outcome, Probability,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use model::Precision;
+pub use report::Report;
 pub use taxonomy::{Head, HeadKind, Label, Taxonomy};
