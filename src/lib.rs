@@ -4,7 +4,9 @@
 #![deny(unsafe_code)]
 
 mod error;
+mod model;
 mod taxonomy;
+mod train;
 
 pub use error::{Error, ErrorKind, Result};
 pub use taxonomy::{Head, HeadKind, Label, Taxonomy};

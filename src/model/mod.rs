@@ -1,0 +1,3 @@
+//! The model: what turns a text into probabilities.
+
+pub mod calibration;
