@@ -4,15 +4,18 @@
 #![deny(unsafe_code)]
 
 mod assessment;
+mod classifier;
 mod error;
 pub mod model;
 mod report;
 mod taxonomy;
 pub mod text;
+mod train;
 
 pub use assessment::{
     Assessment, BinaryOutcome, LabelOutcome, LevelOutcome, ModelInfo, Outcome, Probability,
 };
+pub use classifier::{Attention, Classifier, ClassifierOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use model::Precision;
 pub use report::Report;

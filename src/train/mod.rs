@@ -1,0 +1,5 @@
+//! Training and measuring models.
+
+pub mod calibration;
+pub mod data;
+pub mod metrics;
