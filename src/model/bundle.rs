@@ -559,13 +559,9 @@ fn sha256(bytes: &[u8]) -> String {
 
 /// What is wrong with safetensors that don't match their hash, where it shows.
 fn truncated(bytes: &[u8]) -> Option<String> {
-    if let Ok((header, metadata)) = SafeTensors::read_metadata(bytes) {
-        let expected = 8 + header + metadata.data_len();
-        return (bytes.len() < expected)
-            .then(|| format!("is truncated: {} bytes of {expected}", bytes.len()));
-    }
+    let error = SafeTensors::deserialize(bytes).err()?;
     Some(format!(
-        "is truncated or damaged: its {} bytes have no readable header",
+        "is truncated or damaged, at {} bytes: {error}",
         bytes.len()
     ))
 }

@@ -19,6 +19,7 @@ use rten_simd::SimdOp;
 #[derive(Default)]
 pub struct Scratch {
     pub(super) gemm: Gemm,
+    pub(crate) ids: Vec<u32>,
     pub(super) hidden: Vec<f32>,
     qkv: Vec<f32>,
     scores: Vec<f32>,
