@@ -3,11 +3,20 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+mod assessment;
+mod classifier;
 mod error;
 pub mod model;
+mod report;
+mod taxonomy;
 pub mod text;
 pub mod train;
-mod taxonomy;
 
+pub use assessment::{
+    Assessment, BinaryOutcome, LabelOutcome, LevelOutcome, ModelInfo, Outcome, Probability,
+};
+pub use classifier::{Attention, Classifier, ClassifierOptions};
 pub use error::{Error, ErrorKind, Result};
+pub use model::Precision;
+pub use report::Report;
 pub use taxonomy::{Head, HeadKind, Label, Taxonomy};

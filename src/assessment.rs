@@ -1,0 +1,678 @@
+//! What goes out: the assessment of one report.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::report::Report;
+use crate::taxonomy::{Head, HeadKind, Label, Taxonomy};
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use std::fmt;
+use std::sync::Arc;
+
+/// A probability, from 0 to 1.
+///
+/// It prints like a number and is written to JSON with four decimals.
+///
+/// # Examples
+///
+/// ```
+/// let probability = lyhord::Probability::new(0.93456).unwrap();
+/// assert_eq!(format!("{probability:.2}"), "0.93");
+/// assert_eq!(serde_json::to_string(&probability).unwrap(), "0.9346");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
+pub struct Probability(f32);
+
+impl Probability {
+    /// A probability, or `None` for a value outside 0 to 1.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// assert!(lyhord::Probability::new(1.5).is_none());
+    /// ```
+    pub fn new(value: f32) -> Option<Self> {
+        (0.0..=1.0).contains(&value).then_some(Self(value))
+    }
+
+    /// The value, from 0 to 1.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// assert_eq!(lyhord::Probability::new(0.5).unwrap().get(), 0.5);
+    /// ```
+    pub fn get(self) -> f32 {
+        self.0
+    }
+
+    /// The value to four decimals, as it is written to files.
+    fn rounded(self) -> f64 {
+        (f64::from(self.0) * 1e4).round() / 1e4
+    }
+}
+
+impl fmt::Display for Probability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for Probability {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.rounded())
+    }
+}
+
+/// Which model made an assessment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ModelInfo {
+    name: String,
+    version: String,
+    sha256: String,
+    taxonomy: String,
+}
+
+impl ModelInfo {
+    pub(crate) fn new(
+        name: impl Into<String>,
+        version: impl Into<String>,
+        sha256: impl Into<String>,
+        taxonomy: impl Into<String>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            version: version.into(),
+            sha256: sha256.into(),
+            taxonomy: taxonomy.into(),
+        }
+    }
+
+    /// The model's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The model's version.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// SHA-256 of the bundle's manifest, in hexadecimal. The manifest holds
+    /// the hash of every other file, so this covers them all.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// The version of the taxonomy that the model answers in.
+    pub fn taxonomy(&self) -> &str {
+        &self.taxonomy
+    }
+}
+
+/// A label and how probable it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LabelOutcome<'a> {
+    label: &'a Label,
+    probability: Probability,
+}
+
+impl<'a> LabelOutcome<'a> {
+    /// The label's stable code.
+    pub fn code(&self) -> &'a str {
+        self.label.code()
+    }
+
+    /// The label's name, to show to people.
+    pub fn name(&self) -> &'a str {
+        self.label.name()
+    }
+
+    /// How probable the label is.
+    pub fn probability(&self) -> Probability {
+        self.probability
+    }
+}
+
+impl Serialize for LabelOutcome<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(3))?;
+        map.serialize_entry("code", self.code())?;
+        map.serialize_entry("name", self.name())?;
+        map.serialize_entry("probability", &self.probability)?;
+        map.end()
+    }
+}
+
+/// A level of an ordered scale, and how probable each level is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LevelOutcome<'a> {
+    level: u8,
+    label: &'a Label,
+    first_level: u8,
+    probabilities: &'a [Probability],
+}
+
+impl<'a> LevelOutcome<'a> {
+    /// The level that the model decided on.
+    pub fn level(&self) -> u8 {
+        self.level
+    }
+
+    /// The level's name, to show to people.
+    pub fn name(&self) -> &'a str {
+        self.label.name()
+    }
+
+    /// How probable each level is, lowest level first. They sum to 1.
+    pub fn probabilities(&self) -> &'a [Probability] {
+        self.probabilities
+    }
+
+    /// How probable the decided level is.
+    ///
+    /// The level is decided by thresholds that weigh the cost of missing a
+    /// severe report, so it need not be the most probable one.
+    pub fn probability(&self) -> Probability {
+        let index = usize::from(self.level - self.first_level);
+        self.probabilities.get(index).copied().unwrap_or_default()
+    }
+}
+
+impl Serialize for LevelOutcome<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(3))?;
+        map.serialize_entry("level", &self.level)?;
+        map.serialize_entry("name", self.name())?;
+        map.serialize_entry("probabilities", self.probabilities)?;
+        map.end()
+    }
+}
+
+/// Yes or no, and how probable yes is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct BinaryOutcome {
+    value: bool,
+    probability: Probability,
+}
+
+impl BinaryOutcome {
+    /// The answer.
+    pub fn value(&self) -> bool {
+        self.value
+    }
+
+    /// How probable yes is, whatever the answer.
+    pub fn probability(&self) -> Probability {
+        self.probability
+    }
+}
+
+/// The answer of one head.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+#[non_exhaustive]
+pub enum Outcome<'a> {
+    /// The labels over their thresholds, most probable first.
+    Labels(Vec<LabelOutcome<'a>>),
+    /// The most probable label.
+    Label(LabelOutcome<'a>),
+    /// The level.
+    Level(LevelOutcome<'a>),
+    /// Yes or no.
+    Binary(BinaryOutcome),
+}
+
+/// What the model says about one report.
+///
+/// It serialises to one JSON object: `id`, one field for each head of the
+/// taxonomy, `model`, `engine` (this crate's version) and `input_sha256` (of
+/// the report's UTF-8 text). Probabilities have four decimals.
+///
+/// # Examples
+///
+#[cfg_attr(feature = "embedded", doc = "```")]
+#[cfg_attr(not(feature = "embedded"), doc = "```ignore")]
+/// use lyhord::{Classifier, Report};
+///
+/// let classifier = Classifier::embedded()?;
+/// let assessment = classifier.assess(&Report::new("Brukaren fick dubbel dos insulin."))?;
+/// for area in assessment.risk_areas() {
+///     println!("{} {:.2}", area.name(), area.probability());
+/// }
+/// println!("{}", serde_json::to_string(&assessment)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assessment {
+    id: Option<String>,
+    taxonomy: Arc<Taxonomy>,
+    model: Arc<ModelInfo>,
+    input_sha256: String,
+    /// One for each head, in taxonomy order.
+    answers: Vec<Answer>,
+}
+
+/// A head's probabilities and what was decided from them.
+#[derive(Clone, Debug, PartialEq)]
+struct Answer {
+    /// One for each label; a binary head has one, for yes.
+    probabilities: Vec<Probability>,
+    /// Label indices: those over their thresholds, most probable first; the
+    /// chosen label or level; `[0]` for yes and nothing for no.
+    chosen: Vec<usize>,
+}
+
+impl Assessment {
+    /// Decides from calibrated probabilities.
+    ///
+    /// `probabilities` and `thresholds` are `[logits]`, laid out by
+    /// [`Head::logits`]; ordinal heads give `P(level > k)` for each step.
+    /// Thresholds of single-label heads are not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Compute`] when a length is wrong or a value is not a
+    /// probability.
+    pub(crate) fn from_probabilities(
+        taxonomy: Arc<Taxonomy>,
+        model: Arc<ModelInfo>,
+        report: &Report,
+        probabilities: &[f32],
+        thresholds: &[f32],
+    ) -> Result<Self> {
+        let mut answers = Vec::with_capacity(taxonomy.heads().len());
+        for head in taxonomy.heads() {
+            let (Some(values), Some(thresholds)) = (
+                probabilities.get(head.logits()),
+                thresholds.get(head.logits()),
+            ) else {
+                return Err(Error::new(
+                    ErrorKind::Compute,
+                    format!(
+                        "the head {} needs {} probabilities and thresholds in all, not {} and {}",
+                        head.name(),
+                        taxonomy.num_logits(),
+                        probabilities.len(),
+                        thresholds.len()
+                    ),
+                ));
+            };
+            answers.push(Answer::new(head, values, thresholds)?);
+        }
+        Ok(Self {
+            id: report.id().map(str::to_owned),
+            input_sha256: report.sha256(),
+            taxonomy,
+            model,
+            answers,
+        })
+    }
+
+    /// The report's identifier, if it had one.
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// The model that made the assessment.
+    pub fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    /// The taxonomy whose heads and labels the assessment uses.
+    pub fn taxonomy(&self) -> &Taxonomy {
+        &self.taxonomy
+    }
+
+    /// SHA-256 of the report's UTF-8 text, in hexadecimal.
+    pub fn input_sha256(&self) -> &str {
+        &self.input_sha256
+    }
+
+    /// The answer of the head with a name, or `None` if the taxonomy has none.
+    pub fn outcome(&self, head: &str) -> Option<Outcome<'_>> {
+        let (head, answer) = self.heads().find(|(item, _)| item.name() == head)?;
+        answer.outcome(head)
+    }
+
+    /// Each head with its answer, in taxonomy order.
+    pub fn outcomes(&self) -> impl Iterator<Item = (&Head, Outcome<'_>)> {
+        self.heads()
+            .filter_map(|(head, answer)| Some((head, answer.outcome(head)?)))
+    }
+
+    /// Every label of a head with its probability, in taxonomy order; empty if
+    /// the taxonomy has no such head.
+    ///
+    /// For an ordinal head these are its levels; for a binary one the only
+    /// label, with the probability of yes.
+    pub fn probabilities(&self, head: &str) -> impl Iterator<Item = LabelOutcome<'_>> {
+        self.heads()
+            .filter(move |(item, _)| item.name() == head)
+            .flat_map(|(head, answer)| answer.labels(head))
+    }
+
+    /// The risk areas over their thresholds, most probable first: the answer
+    /// of the head `risk_area`.
+    pub fn risk_areas(&self) -> Vec<LabelOutcome<'_>> {
+        match self.outcome("risk_area") {
+            Some(Outcome::Labels(labels)) => labels,
+            _ => Vec::new(),
+        }
+    }
+
+    /// How severe the report is: the answer of the head `severity`.
+    pub fn severity(&self) -> Option<LevelOutcome<'_>> {
+        match self.outcome("severity")? {
+            Outcome::Level(level) => Some(level),
+            _ => None,
+        }
+    }
+
+    /// Whether harm has come about: the answer of the head `harm`.
+    pub fn harm(&self) -> Option<BinaryOutcome> {
+        self.binary("harm")
+    }
+
+    /// Whether somebody is in danger now: the answer of the head `danger`.
+    pub fn danger(&self) -> Option<BinaryOutcome> {
+        self.binary("danger")
+    }
+
+    /// What kind of report it is: the answer of the head `report_type`.
+    pub fn report_type(&self) -> Option<LabelOutcome<'_>> {
+        self.single_label("report_type")
+    }
+
+    /// Which part of care it concerns: the answer of the head `sector`.
+    pub fn sector(&self) -> Option<LabelOutcome<'_>> {
+        self.single_label("sector")
+    }
+
+    /// The same assessment, serialised with a further field
+    /// `{head}_probabilities` after each head of several labels: every label's
+    /// code with its probability.
+    pub fn with_all_probabilities(&self) -> impl Serialize + '_ {
+        WithAllProbabilities(self)
+    }
+
+    fn heads(&self) -> impl Iterator<Item = (&Head, &Answer)> {
+        self.taxonomy.heads().iter().zip(&self.answers)
+    }
+
+    fn binary(&self, head: &str) -> Option<BinaryOutcome> {
+        match self.outcome(head)? {
+            Outcome::Binary(answer) => Some(answer),
+            _ => None,
+        }
+    }
+
+    fn single_label(&self, head: &str) -> Option<LabelOutcome<'_>> {
+        match self.outcome(head)? {
+            Outcome::Label(label) => Some(label),
+            _ => None,
+        }
+    }
+
+    fn serialize_into<S: Serializer>(&self, serializer: S, all: bool) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("id", &self.id)?;
+        for (head, answer) in self.heads() {
+            map.serialize_entry(head.field(), &answer.outcome(head))?;
+            // Levels and yes-or-no always show all their probabilities.
+            if all && matches!(head.kind(), HeadKind::MultiLabel | HeadKind::SingleLabel) {
+                let key = format!("{}_probabilities", head.name());
+                map.serialize_entry(&key, &ByCode(head, answer))?;
+            }
+        }
+        map.serialize_entry("model", &*self.model)?;
+        map.serialize_entry("engine", env!("CARGO_PKG_VERSION"))?;
+        map.serialize_entry("input_sha256", &self.input_sha256)?;
+        map.end()
+    }
+}
+
+impl Serialize for Assessment {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.serialize_into(serializer, false)
+    }
+}
+
+struct WithAllProbabilities<'a>(&'a Assessment);
+
+impl Serialize for WithAllProbabilities<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize_into(serializer, true)
+    }
+}
+
+struct ByCode<'a>(&'a Head, &'a Answer);
+
+impl Serialize for ByCode<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(
+            self.1
+                .labels(self.0)
+                .map(|label| (label.code(), label.probability())),
+        )
+    }
+}
+
+impl Answer {
+    fn new(head: &Head, values: &[f32], thresholds: &[f32]) -> Result<Self> {
+        let probability = |value: f32| {
+            Probability::new(value).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Compute,
+                    format!(
+                        "the model gave the head {} a value that is not a probability",
+                        head.name()
+                    ),
+                )
+            })
+        };
+        let values = values
+            .iter()
+            .map(|&value| probability(value))
+            .collect::<Result<Vec<_>>>()?;
+        let reached = |index: &usize| match (values.get(*index), thresholds.get(*index)) {
+            (Some(value), Some(threshold)) => value.get() >= *threshold,
+            _ => false,
+        };
+        let (probabilities, chosen) = match head.kind() {
+            HeadKind::MultiLabel => {
+                let mut chosen: Vec<usize> = (0..values.len()).filter(reached).collect();
+                // A stable sort: equal ones stay in taxonomy order.
+                chosen.sort_by(|a, b| by_probability(&values, *b, *a));
+                (values, chosen)
+            }
+            HeadKind::SingleLabel => {
+                // The first of equal ones, in taxonomy order.
+                let best = (0..values.len())
+                    .rev()
+                    .max_by(|a, b| by_probability(&values, *a, *b));
+                (values, best.into_iter().collect())
+            }
+            HeadKind::Ordinal => {
+                let mut level = 0;
+                let mut rest = 1.0_f32;
+                let mut levels = Vec::with_capacity(values.len() + 1);
+                for (step, value) in values.iter().enumerate() {
+                    // P(level > k) cannot grow with k.
+                    let above = value.get().min(rest);
+                    levels.push(probability(rest - above)?);
+                    rest = above;
+                    if level == step && thresholds.get(step).is_some_and(|least| above >= *least) {
+                        level += 1;
+                    }
+                }
+                levels.push(probability(rest)?);
+                (levels, vec![level])
+            }
+            HeadKind::Binary => {
+                let chosen = (0..values.len()).filter(reached).collect();
+                (values, chosen)
+            }
+        };
+        Ok(Self {
+            probabilities,
+            chosen,
+        })
+    }
+
+    fn labels<'a>(&'a self, head: &'a Head) -> impl Iterator<Item = LabelOutcome<'a>> {
+        head.labels()
+            .iter()
+            .zip(&self.probabilities)
+            .map(|(label, &probability)| LabelOutcome { label, probability })
+    }
+
+    /// `None` cannot come about: `new` fills every answer by its head.
+    fn outcome<'a>(&'a self, head: &'a Head) -> Option<Outcome<'a>> {
+        let label = |index: &usize| {
+            Some(LabelOutcome {
+                label: head.labels().get(*index)?,
+                probability: *self.probabilities.get(*index)?,
+            })
+        };
+        Some(match head.kind() {
+            HeadKind::MultiLabel => Outcome::Labels(self.chosen.iter().filter_map(label).collect()),
+            HeadKind::SingleLabel => Outcome::Label(label(self.chosen.first()?)?),
+            HeadKind::Ordinal => {
+                let index = *self.chosen.first()?;
+                Outcome::Level(LevelOutcome {
+                    level: head.first_level() + u8::try_from(index).ok()?,
+                    label: head.labels().get(index)?,
+                    first_level: head.first_level(),
+                    probabilities: &self.probabilities,
+                })
+            }
+            HeadKind::Binary => Outcome::Binary(BinaryOutcome {
+                value: !self.chosen.is_empty(),
+                probability: *self.probabilities.first()?,
+            }),
+        })
+    }
+}
+
+fn by_probability(values: &[Probability], a: usize, b: usize) -> std::cmp::Ordering {
+    values
+        .get(a)
+        .partial_cmp(&values.get(b))
+        .unwrap_or(std::cmp::Ordering::Equal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taxonomy() -> Arc<Taxonomy> {
+        Arc::new(
+            Taxonomy::from_toml(
+                r#"
+                version = "1.0"
+                [heads.risk_area]
+                kind = "multi_label"
+                field = "risk_areas"
+                [report_type]
+                klagomal = "Klagomål från närstående"
+                tips = "Tips: eller fråga"
+                [risk_area]
+                lakemedel = "Läkemedelshantering: fel dos"
+                fall = "Fall"
+                barn = "Barn"
+                [severity]
+                0 = "Ingen"
+                1 = "Mindre"
+                2 = "Måttlig"
+                [danger]
+                danger = "true om fara pågår"
+                "#,
+            )
+            .unwrap(),
+        )
+    }
+
+    fn assess(probabilities: &[f32], thresholds: &[f32]) -> Result<Assessment> {
+        let model = Arc::new(ModelInfo::new("m", "1.0.0", "abc", "1.0"));
+        let report = Report::new("abc").with_id("2024-1");
+        Assessment::from_probabilities(taxonomy(), model, &report, probabilities, thresholds)
+    }
+
+    const PROBABILITIES: [f32; 8] = [0.25, 0.75, 0.5, 0.1, 0.93456, 0.8, 0.3, 0.08];
+    const THRESHOLDS: [f32; 8] = [0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5];
+
+    #[test]
+    fn the_json_line_is_the_one_that_other_systems_read() {
+        let assessment = assess(&PROBABILITIES, &THRESHOLDS).unwrap();
+        assert_eq!(
+            serde_json::to_string(&assessment).unwrap(),
+            format!(
+                concat!(
+                    r#"{{"id":"2024-1","report_type":{{"code":"tips","name":"Tips","probability":0.75}},"#,
+                    r#""risk_areas":[{{"code":"barn","name":"Barn","probability":0.9346}},"#,
+                    r#"{{"code":"lakemedel","name":"Läkemedelshantering","probability":0.5}}],"#,
+                    r#""severity":{{"level":1,"name":"Mindre","probabilities":[0.2,0.5,0.3]}},"#,
+                    r#""danger":{{"value":false,"probability":0.08}},"#,
+                    r#""model":{{"name":"m","version":"1.0.0","sha256":"abc","taxonomy":"1.0"}},"#,
+                    r#""engine":"{}","#,
+                    r#""input_sha256":"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}}"#,
+                ),
+                env!("CARGO_PKG_VERSION")
+            )
+        );
+    }
+
+    #[test]
+    fn all_probabilities_come_by_code_on_demand() {
+        let assessment = assess(&PROBABILITIES, &THRESHOLDS).unwrap();
+        let json = serde_json::to_value(assessment.with_all_probabilities()).unwrap();
+        assert_eq!(
+            json["risk_area_probabilities"],
+            serde_json::json!({"lakemedel": 0.5, "fall": 0.1, "barn": 0.9346})
+        );
+        assert_eq!(
+            json["report_type_probabilities"],
+            serde_json::json!({"klagomal": 0.25, "tips": 0.75})
+        );
+    }
+
+    #[test]
+    fn a_level_needs_every_step_below_it() {
+        // The second step alone is over its threshold, and rises above the
+        // first: it is cut down to it and does not count.
+        let assessment = assess(
+            &[0.5, 0.5, 0.0, 0.0, 0.0, 0.4, 0.9, 0.0],
+            &[0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.3, 0.5],
+        )
+        .unwrap();
+        let severity = assessment.severity().unwrap();
+        assert_eq!(severity.level(), 0);
+        assert_eq!(severity.probability().get(), 0.6);
+        let sum: f32 = severity.probabilities().iter().map(|p| p.get()).sum();
+        assert!((sum - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn equal_probabilities_are_decided_in_taxonomy_order() {
+        let assessment = assess(
+            &[0.5, 0.5, 0.7, 0.7, 0.7, 0.0, 0.0, 0.5],
+            &[0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5],
+        )
+        .unwrap();
+        assert_eq!(assessment.report_type().unwrap().code(), "klagomal");
+        let areas: Vec<_> = assessment.risk_areas().iter().map(|a| a.code()).collect();
+        assert_eq!(areas, ["lakemedel", "fall", "barn"]);
+        assert!(assessment.danger().unwrap().value());
+        assert_eq!(assessment.harm(), None);
+    }
+
+    #[test]
+    fn what_is_not_a_probability_is_an_error() {
+        let mut values = PROBABILITIES;
+        values[3] = f32::NAN;
+        let error = assess(&values, &THRESHOLDS).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Compute);
+        assert!(error.to_string().contains("risk_area"));
+        assert!(assess(&PROBABILITIES[..7], &THRESHOLDS).is_err());
+    }
+}

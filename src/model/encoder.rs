@@ -1,0 +1,403 @@
+//! The transformer encoder: BERT and XLM-R, one text window at a time.
+
+use super::config::EncoderConfig;
+use super::gemm::{Gemm, Linear, Precision, grown, matrix};
+use super::ops::{Activation, AddNorm, SoftmaxRows};
+use super::weights::{Table, Weights};
+use crate::error::{Error, ErrorKind, Result};
+use rten_simd::SimdOp;
+
+/// Buffers of one thread. They grow to the longest window seen and are then
+/// reused, so that the steady state allocates nothing.
+///
+/// # Examples
+///
+/// ```
+/// let scratch = lyhord::model::Scratch::new();
+/// # drop(scratch);
+/// ```
+#[derive(Default)]
+pub struct Scratch {
+    pub(super) gemm: Gemm,
+    pub(crate) ids: Vec<u32>,
+    pub(super) hidden: Vec<f32>,
+    qkv: Vec<f32>,
+    scores: Vec<f32>,
+    head: Vec<f32>,
+    context: Vec<f32>,
+    intermediate: Vec<f32>,
+    output: Vec<f32>,
+    pub(super) projected: Vec<f32>,
+    pub(super) label_scores: Vec<f32>,
+    pub(super) label_weights: Vec<f32>,
+}
+
+impl Scratch {
+    /// Empty buffers with the kernels for this machine.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let scratch = lyhord::model::Scratch::new();
+    /// # drop(scratch);
+    /// ```
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// A BERT or XLM-R encoder with weights packed for this machine.
+///
+/// Each call encodes one window at its own length, without padding; the result
+/// doesn't depend on what else is encoded, before it or beside it. Use a
+/// [`Scratch`] per thread, and call from inside a rayon pool of one thread if
+/// the matrix products shall not spread over rayon's global pool.
+///
+/// # Examples
+///
+/// ```
+/// use lyhord::model::{Encoder, EncoderConfig, Scratch};
+/// use lyhord::Precision;
+///
+/// let config = std::fs::read_to_string("fixtures/tiny-bundle/config.json")?;
+/// let weights = std::fs::read("fixtures/tiny-bundle/model.safetensors")?;
+/// let config = EncoderConfig::from_json(&config)?;
+/// let encoder = Encoder::from_safetensors(&config, &weights, Precision::F32)?;
+/// let mut scratch = Scratch::new();
+/// let hidden = encoder.forward(&[0, 5, 6, 2], &mut scratch)?;
+/// assert_eq!(hidden.len(), 4 * config.hidden_size);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Encoder {
+    config: EncoderConfig,
+    words: Table,
+    /// Position and token-type embeddings added up, `[max_tokens, hidden]`.
+    positions: Vec<f32>,
+    embedding_norm: Norm,
+    layers: Vec<Layer>,
+}
+
+struct Norm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+struct Layer {
+    /// Queries, keys and values in one product.
+    qkv: Linear,
+    attention_output: Linear,
+    attention_norm: Norm,
+    intermediate: Linear,
+    output: Linear,
+    output_norm: Norm,
+}
+
+impl Encoder {
+    /// Reads an encoder from the bytes of a safetensors file in Hugging Face
+    /// names (f32, f16 or bf16; a prefix such as `roberta.` is accepted) and
+    /// packs its weights.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidBundle`] when a tensor is missing, has another shape
+    /// or type, or the bytes aren't safetensors.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use lyhord::model::{Encoder, EncoderConfig};
+    ///
+    /// let config = std::fs::read_to_string("fixtures/tiny-bundle/config.json")?;
+    /// let config = EncoderConfig::from_json(&config)?;
+    /// let error = Encoder::from_safetensors(&config, b"short", lyhord::Precision::F32);
+    /// assert!(error.is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn from_safetensors(
+        config: &EncoderConfig,
+        weights: &[u8],
+        precision: Precision,
+    ) -> Result<Self> {
+        Self::from_weights(config, &Weights::new(weights)?, precision)
+    }
+
+    pub(crate) fn from_weights(
+        config: &EncoderConfig,
+        weights: &Weights,
+        precision: Precision,
+    ) -> Result<Self> {
+        config.validate()?;
+        let gemm = Gemm::default();
+        let (width, vocabulary) = (config.hidden_size, config.vocab_size);
+        let word_embeddings = "embeddings.word_embeddings.weight";
+        let rows = weights.rows(word_embeddings)?;
+        if rows != vocabulary {
+            return Err(Error::new(
+                ErrorKind::InvalidBundle,
+                format!(
+                    "model.safetensors has embeddings for {rows} words, config.json states a vocab_size of {vocabulary}"
+                ),
+            ));
+        }
+        let norm = |name: &str| -> Result<Norm> {
+            Ok(Norm {
+                weight: weights.f32(&format!("{name}.weight"), &[width])?,
+                bias: weights.f32(&format!("{name}.bias"), &[width])?,
+            })
+        };
+        let linear = |name: &str, inputs: usize, outputs: usize| -> Result<Linear> {
+            let weight = weights.f32(&format!("{name}.weight"), &[outputs, inputs])?;
+            let bias = weights.f32(&format!("{name}.bias"), &[outputs])?;
+            Linear::new(&gemm, &weight, bias, inputs, precision)
+        };
+        let mut positions = weights.f32(
+            "embeddings.position_embeddings.weight",
+            &[config.max_position_embeddings, width],
+        )?;
+        positions.drain(..config.position_offset() * width);
+        let types = weights.f32(
+            "embeddings.token_type_embeddings.weight",
+            &[config.type_vocab_size, width],
+        )?;
+        for row in positions.chunks_exact_mut(width) {
+            for (position, token_type) in row.iter_mut().zip(&types) {
+                *position += token_type;
+            }
+        }
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for index in 0..config.num_hidden_layers {
+            let layer = format!("encoder.layer.{index}");
+            let (mut weight, mut bias) = (Vec::new(), Vec::new());
+            for part in ["query", "key", "value"] {
+                let name = format!("{layer}.attention.self.{part}");
+                weight.extend(weights.f32(&format!("{name}.weight"), &[width, width])?);
+                bias.extend(weights.f32(&format!("{name}.bias"), &[width])?);
+            }
+            layers.push(Layer {
+                qkv: Linear::new(&gemm, &weight, bias, width, precision)?,
+                attention_output: linear(
+                    &format!("{layer}.attention.output.dense"),
+                    width,
+                    width,
+                )?,
+                attention_norm: norm(&format!("{layer}.attention.output.LayerNorm"))?,
+                intermediate: linear(
+                    &format!("{layer}.intermediate.dense"),
+                    width,
+                    config.intermediate_size,
+                )?,
+                output: linear(
+                    &format!("{layer}.output.dense"),
+                    config.intermediate_size,
+                    width,
+                )?,
+                output_norm: norm(&format!("{layer}.output.LayerNorm"))?,
+            });
+        }
+        Ok(Self {
+            words: weights.table(word_embeddings, vocabulary, width)?,
+            positions,
+            embedding_norm: norm("embeddings.LayerNorm")?,
+            layers,
+            config: config.clone(),
+        })
+    }
+
+    /// The encoder's shape.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use lyhord::model::{Encoder, EncoderConfig};
+    ///
+    /// let config = std::fs::read_to_string("fixtures/tiny-bundle/config.json")?;
+    /// let weights = std::fs::read("fixtures/tiny-bundle/model.safetensors")?;
+    /// let config = EncoderConfig::from_json(&config)?;
+    /// let encoder = Encoder::from_safetensors(&config, &weights, lyhord::Precision::Int8)?;
+    /// assert_eq!(encoder.config(), &config);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// The hidden states of the last layer, `[ids.len(), hidden_size]`, for one
+    /// window of token ids with `<s>` and `</s>` around it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Compute`] when there is no id, there are more than
+    /// [`EncoderConfig::max_tokens`], or one is outside the vocabulary.
+    ///
+    /// # Examples
+    ///
+    /// See [`Encoder`].
+    pub fn forward<'s>(&self, ids: &[u32], scratch: &'s mut Scratch) -> Result<&'s [f32]> {
+        self.forward_layers(ids, self.layers.len(), scratch)
+    }
+
+    /// The hidden states after the first `layers` layers (0: the embeddings),
+    /// `[ids.len(), hidden_size]`: what the trainer computes once for layers
+    /// that stay frozen.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Encoder::forward`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use lyhord::model::{Encoder, EncoderConfig, Scratch};
+    ///
+    /// let config = std::fs::read_to_string("fixtures/tiny-bundle/config.json")?;
+    /// let weights = std::fs::read("fixtures/tiny-bundle/model.safetensors")?;
+    /// let config = EncoderConfig::from_json(&config)?;
+    /// let encoder = Encoder::from_safetensors(&config, &weights, lyhord::Precision::F32)?;
+    /// let mut scratch = Scratch::new();
+    /// let all = encoder.forward(&[0, 5, 2], &mut scratch)?.to_vec();
+    /// let layers = config.num_hidden_layers;
+    /// assert_eq!(encoder.forward_layers(&[0, 5, 2], layers, &mut scratch)?, all);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn forward_layers<'s>(
+        &self,
+        ids: &[u32],
+        layers: usize,
+        scratch: &'s mut Scratch,
+    ) -> Result<&'s [f32]> {
+        self.embed(ids, &mut scratch.hidden)?;
+        for layer in self.layers.iter().take(layers) {
+            self.layer(layer, ids.len(), scratch)?;
+        }
+        Ok(&scratch.hidden[..ids.len() * self.config.hidden_size])
+    }
+
+    fn embed(&self, ids: &[u32], hidden: &mut Vec<f32>) -> Result<()> {
+        let width = self.config.hidden_size;
+        if ids.is_empty() || ids.len() > self.config.max_tokens() {
+            return Err(Error::new(
+                ErrorKind::Compute,
+                format!(
+                    "a window of {} tokens was given; from 1 to {} can be encoded",
+                    ids.len(),
+                    self.config.max_tokens()
+                ),
+            ));
+        }
+        let hidden = grown(hidden, ids.len() * width);
+        let rows = hidden.chunks_exact_mut(width);
+        for ((row, id), position) in rows.zip(ids).zip(self.positions.chunks_exact(width)) {
+            self.words.read(*id as usize, row).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Compute,
+                    format!(
+                        "the token id {id} is outside the vocabulary of {}",
+                        self.config.vocab_size
+                    ),
+                )
+            })?;
+            for (value, position) in row.iter_mut().zip(position) {
+                *value += position;
+            }
+        }
+        self.add_norm(hidden, &[], &self.embedding_norm);
+        Ok(())
+    }
+
+    fn layer(&self, layer: &Layer, tokens: usize, scratch: &mut Scratch) -> Result<()> {
+        let width = self.config.hidden_size;
+        let hidden = grown(&mut scratch.hidden, tokens * width);
+        let qkv = grown(&mut scratch.qkv, tokens * layer.qkv.outputs());
+        layer
+            .qkv
+            .forward(&mut scratch.gemm, hidden, tokens, Activation::None, qkv)?;
+
+        let context = grown(&mut scratch.context, tokens * width);
+        self.attention(
+            &scratch.gemm,
+            qkv,
+            tokens,
+            grown(&mut scratch.scores, tokens * tokens),
+            grown(&mut scratch.head, tokens * self.config.head_size()),
+            context,
+        )?;
+
+        let output = grown(&mut scratch.output, tokens * width);
+        layer.attention_output.forward(
+            &mut scratch.gemm,
+            context,
+            tokens,
+            Activation::None,
+            output,
+        )?;
+        self.add_norm(hidden, output, &layer.attention_norm);
+
+        let intermediate = grown(
+            &mut scratch.intermediate,
+            tokens * layer.intermediate.outputs(),
+        );
+        layer.intermediate.forward(
+            &mut scratch.gemm,
+            hidden,
+            tokens,
+            Activation::Gelu,
+            intermediate,
+        )?;
+        layer.output.forward(
+            &mut scratch.gemm,
+            intermediate,
+            tokens,
+            Activation::None,
+            output,
+        )?;
+        self.add_norm(hidden, output, &layer.output_norm);
+        Ok(())
+    }
+
+    /// Scaled dot-product attention (Vaswani et al. 2017), head by head, from
+    /// `qkv` `[tokens, 3 * hidden]` to `context` `[tokens, hidden]`.
+    fn attention(
+        &self,
+        gemm: &Gemm,
+        qkv: &[f32],
+        tokens: usize,
+        scores: &mut [f32],
+        output: &mut [f32],
+        context: &mut [f32],
+    ) -> Result<()> {
+        let (width, size) = (self.config.hidden_size, self.config.head_size());
+        let scale = (size as f32).sqrt().recip();
+        let stride = 3 * width;
+        for offset in (0..width).step_by(size) {
+            let query = matrix(&qkv[offset..], [tokens, size], [stride, 1])?;
+            let key = matrix(&qkv[width + offset..], [size, tokens], [1, stride])?;
+            let value = matrix(&qkv[2 * width + offset..], [tokens, size], [stride, 1])?;
+            gemm.product(query, key, scale, scores)?;
+            SoftmaxRows {
+                values: &mut *scores,
+                width: tokens,
+            }
+            .dispatch();
+            let weights = matrix(scores, [tokens, tokens], [tokens, 1])?;
+            gemm.product(weights, value, 1.0, output)?;
+            for (row, output) in context
+                .chunks_exact_mut(width)
+                .zip(output.chunks_exact(size))
+            {
+                row[offset..offset + size].copy_from_slice(output);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_norm(&self, hidden: &mut [f32], added: &[f32], norm: &Norm) {
+        AddNorm {
+            hidden,
+            added,
+            weight: &norm.weight,
+            bias: &norm.bias,
+            eps: self.config.layer_norm_eps,
+        }
+        .dispatch();
+    }
+}

@@ -1,0 +1,327 @@
+//! Matrix products by rten-gemm, in f32 and int8, with the weights packed once.
+//!
+//! Every sum is taken over the inner dimension in an order that depends on the
+//! kernel alone, so a result's bytes don't depend on threads or batches. Call
+//! these from a thread whose rayon pool has one thread: the kernels then run
+//! without handing work to other threads.
+
+use super::ops::{Activation, BiasActivation, Dequantise, QuantiseRows};
+use crate::error::{Error, ErrorKind, Result};
+use rten_gemm::{
+    GemmError, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix, QuantParams,
+};
+use rten_simd::SimdOp;
+use rten_tensor::Matrix;
+use serde::{Deserialize, Serialize};
+
+/// The number format of the encoder's matrix products.
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(lyhord::Precision::default(), lyhord::Precision::F32);
+/// assert_eq!("int8".parse(), Ok(lyhord::Precision::Int8));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Precision {
+    /// 32-bit floating point: the exact mode.
+    #[default]
+    F32,
+    /// 8-bit integers: weights with one scale an output channel, activations
+    /// with one scale and zero point a token. Several times faster, with small
+    /// differences in the probabilities.
+    Int8,
+}
+
+impl std::str::FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "int8" => Ok(Self::Int8),
+            _ => Err(Error::new(
+                ErrorKind::InvalidOption,
+                format!("the precision `{text}` is unknown; use f32 or int8"),
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+/// The kernels for this machine and the buffers of the int8 path. One for each
+/// thread.
+#[derive(Default)]
+pub(crate) struct Gemm {
+    float: GemmExecutor<f32>,
+    int8: GemmExecutor<u8, i8, i32>,
+    quantised: Vec<u8>,
+    zero_points: Vec<u8>,
+    row_scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+impl Gemm {
+    /// `out = alpha * a @ b` for unpacked operands.
+    pub fn product(&self, a: Matrix, b: Matrix, alpha: f32, out: &mut [f32]) -> Result<()> {
+        self.float
+            .gemm(
+                out,
+                GemmInputA::Unpacked(a),
+                GemmInputB::Unpacked(b),
+                GemmOptions {
+                    alpha,
+                    ..GemmOptions::default()
+                },
+            )
+            .map_err(refused)
+    }
+}
+
+/// A view of a matrix inside a larger buffer; `strides` are those of rows and
+/// columns, in elements.
+pub(crate) fn matrix(data: &[f32], shape: [usize; 2], strides: [usize; 2]) -> Result<Matrix<'_>> {
+    Matrix::from_slice_with_strides(shape, data, strides).map_err(|_| {
+        Error::new(
+            ErrorKind::Compute,
+            format!(
+                "a buffer of {} is too small for {shape:?} with strides {strides:?}",
+                data.len()
+            ),
+        )
+    })
+}
+
+/// `y = activation(x Wᵀ + b)` with packed weights.
+pub(crate) struct Linear {
+    weight: Packed,
+    bias: Vec<f32>,
+}
+
+enum Packed {
+    F32(PackedBMatrix<f32>),
+    Int8 {
+        weight: PackedBMatrix<i8>,
+        scales: Vec<f32>,
+    },
+}
+
+impl Linear {
+    /// Packs `weight` `[outputs, inputs]` for the kernels of this machine;
+    /// `bias` has one value an output.
+    pub fn new(
+        gemm: &Gemm,
+        weight: &[f32],
+        bias: Vec<f32>,
+        inputs: usize,
+        precision: Precision,
+    ) -> Result<Self> {
+        let outputs = bias.len();
+        let shape = [inputs, outputs];
+        let weight = match precision {
+            Precision::F32 => Packed::F32(gemm.float.prepack_b(matrix(weight, shape, [1, inputs])?)),
+            Precision::Int8 => {
+                // Without VNNI the kernel adds pairs of products in 16 bits:
+                // 2 * 255 * 64 = 32,640 fits, 2 * 255 * 127 would saturate.
+                let limit = if gemm.int8.may_saturate() { 64.0 } else { 127.0 };
+                let (quantised, scales) = quantise_weight(weight, inputs, limit);
+                let view = Matrix::from_slice_with_strides(shape, &quantised, [1, inputs])
+                    .map_err(|_| refused(GemmError::KSizeMismatch))?;
+                Packed::Int8 {
+                    weight: gemm.int8.prepack_b(view),
+                    scales,
+                }
+            }
+        };
+        Ok(Self { weight, bias })
+    }
+
+    pub fn outputs(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// Applies the layer to `x` `[rows, inputs]` and writes `out`
+    /// `[rows, outputs]`.
+    pub fn forward(
+        &self,
+        gemm: &mut Gemm,
+        x: &[f32],
+        rows: usize,
+        activation: Activation,
+        out: &mut [f32],
+    ) -> Result<()> {
+        match &self.weight {
+            Packed::F32(weight) => {
+                let inputs = weight.rows();
+                gemm.float
+                    .gemm(
+                        out,
+                        GemmInputA::Unpacked(matrix(x, [rows, inputs], [inputs, 1])?),
+                        GemmInputB::Packed(weight),
+                        GemmOptions::default(),
+                    )
+                    .map_err(refused)?;
+                BiasActivation {
+                    values: out,
+                    bias: &self.bias,
+                    activation,
+                }
+                .dispatch();
+            }
+            Packed::Int8 { weight, scales } => {
+                let inputs = weight.rows();
+                let quantised = grown(&mut gemm.quantised, rows * inputs);
+                let zero_points = grown(&mut gemm.zero_points, rows);
+                let row_scales = grown(&mut gemm.row_scales, rows);
+                let sums = grown(&mut gemm.sums, rows * self.outputs());
+                QuantiseRows {
+                    values: x,
+                    width: inputs,
+                    quantised: &mut *quantised,
+                    zero_points: &mut *zero_points,
+                    scales: &mut *row_scales,
+                }
+                .dispatch();
+                let view =
+                    Matrix::from_slice_with_strides([rows, inputs], &*quantised, [inputs, 1])
+                        .map_err(|_| refused(GemmError::KSizeMismatch))?;
+                gemm.int8
+                    .gemm(
+                        sums,
+                        GemmInputA::Unpacked(view),
+                        GemmInputB::Packed(weight),
+                        GemmOptions {
+                            a_quant: Some(QuantParams {
+                                zero_point: zero_points,
+                            }),
+                            ..GemmOptions::default()
+                        },
+                    )
+                    .map_err(refused)?;
+                Dequantise {
+                    sums,
+                    row_scales,
+                    column_scales: scales,
+                    bias: &self.bias,
+                    activation,
+                    out,
+                }
+                .dispatch();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rounds each row of `weight` to whole numbers of at most `limit`, with one
+/// scale a row.
+fn quantise_weight(weight: &[f32], inputs: usize, limit: f32) -> (Vec<i8>, Vec<f32>) {
+    let mut quantised = Vec::with_capacity(weight.len());
+    let mut scales = Vec::with_capacity(weight.len() / inputs.max(1));
+    for row in weight.chunks_exact(inputs) {
+        let largest = row.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        let scale = (largest / limit).max(f32::MIN_POSITIVE);
+        quantised.extend(
+            row.iter()
+                .map(|x| (x / scale).round_ties_even().clamp(-limit, limit) as i8),
+        );
+        scales.push(scale);
+    }
+    (quantised, scales)
+}
+
+/// The first `len` elements of a buffer that only ever grows, so that the
+/// steady state allocates nothing. What it holds is left from before.
+pub(crate) fn grown<T: Default + Copy>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+    &mut buffer[..len]
+}
+
+fn refused(error: GemmError) -> Error {
+    Error::new(ErrorKind::Compute, "a matrix product was refused").with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+
+    fn random(rng: &mut impl Rng, len: usize) -> Vec<f32> {
+        (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
+    }
+
+    fn both(rows: usize, inputs: usize, outputs: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+        let (x, w, b) = (
+            random(&mut rng, rows * inputs),
+            random(&mut rng, inputs * outputs),
+            random(&mut rng, outputs),
+        );
+        let mut gemm = Gemm::default();
+        let mut results = [Precision::F32, Precision::Int8].map(|precision| {
+            let linear = Linear::new(&gemm, &w, b.clone(), inputs, precision).unwrap();
+            let mut out = vec![0.0; rows * outputs];
+            linear
+                .forward(&mut gemm, &x, rows, Activation::None, &mut out)
+                .unwrap();
+            out
+        });
+        let exact = (0..rows * outputs)
+            .map(|i| {
+                let (row, column) = (i / outputs, i % outputs);
+                (0..inputs).fold(b[column], |sum, k| {
+                    sum + x[row * inputs + k] * w[column * inputs + k]
+                })
+            })
+            .collect();
+        let int8 = std::mem::take(&mut results[1]);
+        (exact, std::mem::take(&mut results[0]), int8)
+    }
+
+    #[test]
+    fn a_linear_layer_in_f32_equals_the_sums_it_stands_for() {
+        for (rows, inputs, outputs) in [(1, 3, 5), (2, 8, 8), (7, 300, 33), (65, 1536, 40)] {
+            let (exact, float, _) = both(rows, inputs, outputs);
+            for (exact, float) in exact.iter().zip(&float) {
+                assert!((exact - float).abs() < 2e-4, "{exact} {float}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_linear_layer_in_int8_stays_within_its_rounding() {
+        for (rows, inputs, outputs) in [(1, 3, 5), (2, 8, 8), (7, 300, 33), (65, 1536, 40)] {
+            let (exact, _, int8) = both(rows, inputs, outputs);
+            // Two roundings of at most 1/255 and 1/128, independent over `inputs`.
+            let allowed = 0.02 * (inputs as f32).sqrt();
+            for (exact, int8) in exact.iter().zip(&int8) {
+                assert!((exact - int8).abs() < allowed, "{exact} {int8}");
+            }
+        }
+    }
+
+    #[test]
+    fn int8_products_of_the_largest_values_do_not_saturate() {
+        let inputs = 64;
+        let mut gemm = Gemm::default();
+        let linear =
+            Linear::new(&gemm, &vec![1.0; inputs], vec![0.0], inputs, Precision::Int8).unwrap();
+        let mut out = [0.0];
+        linear
+            .forward(&mut gemm, &vec![1.0; inputs], 1, Activation::None, &mut out)
+            .unwrap();
+        assert!((out[0] - inputs as f32).abs() < 1e-3, "{}", out[0]);
+    }
+}

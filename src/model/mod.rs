@@ -1,0 +1,20 @@
+//! The model: from token ids to logits, and the bundle it is stored in.
+//!
+//! Most programs need only [`crate::Classifier`]. The types here are for
+//! programs that load an encoder by itself or write a bundle of their own.
+
+mod bundle;
+pub(crate) mod calibration;
+mod config;
+mod encoder;
+mod gemm;
+pub(crate) mod heads;
+mod ops;
+pub(crate) mod tokeniser;
+pub(crate) mod weights;
+
+pub(crate) use bundle::Model;
+pub use bundle::{BundleFiles, BundleParts, Manifest, NamedTensor, TensorType};
+pub use config::{EncoderConfig, WindowConfig};
+pub use encoder::{Encoder, Scratch};
+pub use gemm::Precision;
