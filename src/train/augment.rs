@@ -11,7 +11,9 @@ pub(crate) struct TracedText {
 
 impl TracedText {
     pub(crate) fn new(text: &str) -> Self {
-        Self { chars: text.chars().enumerate().map(|(i, c)| (c, i)).collect() }
+        Self {
+            chars: text.chars().enumerate().map(|(i, c)| (c, i)).collect(),
+        }
     }
 
     pub(crate) fn text(&self) -> String {
@@ -39,7 +41,11 @@ fn neighbour(key: char, rng: &mut impl Rng) -> Option<char> {
     let row = KEY_ROWS.iter().find(|row| row.contains(key))?;
     let keys: Vec<char> = row.chars().collect();
     let place = keys.iter().position(|k| *k == key)?;
-    let other = if rng.random() { place.checked_add(1)? } else { place.checked_sub(1)? };
+    let other = if rng.random() {
+        place.checked_add(1)?
+    } else {
+        place.checked_sub(1)?
+    };
     keys.get(other).copied()
 }
 
@@ -67,7 +73,13 @@ pub(crate) fn augment(text: &str, rng: &mut impl Rng) -> TracedText {
         traced.map(|c| Some(without_diacritic(c)));
     }
     if rng.random_bool(0.10) {
-        traced.map(|c| if c == '\n' { Some(' ') } else { (!".,;:!?\"”()".contains(c)).then_some(c) });
+        traced.map(|c| {
+            if c == '\n' {
+                Some(' ')
+            } else {
+                (!".,;:!?\"”()".contains(c)).then_some(c)
+            }
+        });
     }
     if rng.random_bool(0.20) {
         let rate = rng.random_range(0.005..0.04);
@@ -132,10 +144,14 @@ mod tests {
     #[test]
     fn variants_differ_and_the_same_seed_gives_the_same_variant() {
         let text = "Personalen glömde ge Ulla hennes medicin två kvällar i rad.";
-        let variants: Vec<String> =
-            (0..50).map(|seed| augment(text, &mut ChaCha8Rng::seed_from_u64(seed)).text()).collect();
+        let variants: Vec<String> = (0..50)
+            .map(|seed| augment(text, &mut ChaCha8Rng::seed_from_u64(seed)).text())
+            .collect();
         assert!(variants.iter().filter(|variant| *variant != text).count() > 10);
         assert!(variants.iter().filter(|variant| *variant == text).count() > 10);
-        assert_eq!(variants[3], augment(text, &mut ChaCha8Rng::seed_from_u64(3)).text());
+        assert_eq!(
+            variants[3],
+            augment(text, &mut ChaCha8Rng::seed_from_u64(3)).text()
+        );
     }
 }

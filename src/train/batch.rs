@@ -80,7 +80,12 @@ fn compose(parts: &[&LabelledReport], taxonomy: &Taxonomy, separator: &str) -> L
         let spans = |query: usize| {
             part.evidence.iter().find(|e| e.query == query).map_or_else(
                 || vec![start..start + length],
-                |e| e.spans.iter().map(|s| s.start + start..s.end + start).collect(),
+                |e| {
+                    e.spans
+                        .iter()
+                        .map(|s| s.start + start..s.end + start)
+                        .collect()
+                },
             )
         };
         for (index, head) in taxonomy.heads().iter().enumerate() {
@@ -105,7 +110,10 @@ fn compose(parts: &[&LabelledReport], taxonomy: &Taxonomy, separator: &str) -> L
             match target {
                 Some(Target::Labels(labels)) => {
                     for query in labels.iter().map(|label| first + label) {
-                        joined.evidence.push(Evidence { query, spans: spans(query) });
+                        joined.evidence.push(Evidence {
+                            query,
+                            spans: spans(query),
+                        });
                     }
                 }
                 // The part with the highest level carries the level of the whole.
@@ -114,8 +122,13 @@ fn compose(parts: &[&LabelledReport], taxonomy: &Taxonomy, separator: &str) -> L
                         Some(Target::Class(class)) => Some(*class),
                         _ => None,
                     });
-                    if *class != Target::Class(0) && highest.max().map(Target::Class).as_ref() == Some(class) {
-                        joined.evidence.push(Evidence { query: first, spans: spans(first) });
+                    if *class != Target::Class(0)
+                        && highest.max().map(Target::Class).as_ref() == Some(class)
+                    {
+                        joined.evidence.push(Evidence {
+                            query: first,
+                            spans: spans(first),
+                        });
                     }
                 }
                 _ => {}
@@ -155,19 +168,32 @@ impl Batcher<'_> {
             Some(_) => augment(&report.text, &mut rng),
             None => TracedText::new(&report.text),
         };
-        let encoding = self.tokenizer.encode_char_offsets(traced.text(), false).map_err(|_| {
-            // The tokeniser's own message could quote the text.
-            Error::new(ErrorKind::InvalidData, format!("record {}: the text cannot be tokenised", report.id))
-        })?;
+        let encoding = self
+            .tokenizer
+            .encode_char_offsets(traced.text(), false)
+            .map_err(|_| {
+                // The tokeniser's own message could quote the text.
+                Error::new(
+                    ErrorKind::InvalidData,
+                    format!("record {}: the text cannot be tokenised", report.id),
+                )
+            })?;
         let offsets = encoding.get_offsets();
         let evidence = report
             .evidence
             .iter()
             .map(|evidence| {
                 let carries = |&(start, end): &(usize, usize)| {
-                    (start..end).filter_map(|i| traced.origin(i)).any(|o| evidence.spans.iter().any(|s| s.contains(&o)))
+                    (start..end)
+                        .filter_map(|i| traced.origin(i))
+                        .any(|o| evidence.spans.iter().any(|s| s.contains(&o)))
                 };
-                let tokens = offsets.iter().enumerate().filter(|(_, o)| carries(o)).map(|(t, _)| t).collect();
+                let tokens = offsets
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, o)| carries(o))
+                    .map(|(t, _)| t)
+                    .collect();
                 (evidence.query, tokens)
             })
             .filter(|(_, tokens): &(usize, Vec<usize>)| !tokens.is_empty())
@@ -182,31 +208,56 @@ impl Batcher<'_> {
                 format!("record {}: the text has no tokens", report.id),
             ));
         }
-        Ok(Example { ids: encoding.get_ids().to_vec(), targets: report.targets.clone(), evidence })
+        Ok(Example {
+            ids: encoding.get_ids().to_vec(),
+            targets: report.targets.clone(),
+            evidence,
+        })
     }
 
     /// Packs examples to one batch. `states` replaces token ids by cached hidden
     /// states of each example's windows, special tokens included.
-    pub(super) fn pack(&self, examples: Vec<Example>, states: Option<Vec<&[f32]>>) -> LabelledBatch {
+    pub(super) fn pack(
+        &self,
+        examples: Vec<Example>,
+        states: Option<Vec<&[f32]>>,
+    ) -> LabelledBatch {
         let (mut ids, mut positions) = (Vec::new(), Vec::new());
         let (mut spans, mut kept, mut texts) = (Vec::new(), Vec::new(), Vec::new());
         let (mut targets, mut evidence) = (Vec::new(), Vec::new());
         for (text, example) in examples.into_iter().enumerate() {
             let text_start = kept.len();
-            for window in windows(example.ids.len(), self.window.max_tokens, self.window.overlap) {
+            for window in windows(
+                example.ids.len(),
+                self.window.max_tokens,
+                self.window.overlap,
+            ) {
                 let row = ids.len();
                 ids.push(self.encoder.bos_token_id);
                 ids.extend(&example.ids[window.tokens.clone()]);
                 ids.push(self.encoder.eos_token_id);
-                positions.extend((0..ids.len() - row).map(|p| (p + self.encoder.position_offset()) as u32));
+                positions.extend(
+                    (0..ids.len() - row).map(|p| (p + self.encoder.position_offset()) as u32),
+                );
                 spans.push(row..ids.len());
                 let offset = row + 1;
-                kept.extend(window.keep.map(|t| (t - window.tokens.start + offset) as u32));
+                kept.extend(
+                    window
+                        .keep
+                        .map(|t| (t - window.tokens.start + offset) as u32),
+                );
             }
             texts.push(text_start..kept.len());
             targets.push(example.targets);
             evidence.extend(
-                example.evidence.into_iter().map(|(query, tokens)| EvidenceTokens { text, query, tokens }),
+                example
+                    .evidence
+                    .into_iter()
+                    .map(|(query, tokens)| EvidenceTokens {
+                        text,
+                        query,
+                        tokens,
+                    }),
             );
         }
         let input = match states {
@@ -214,7 +265,12 @@ impl Batcher<'_> {
             None => Input::Tokens { ids, positions },
         };
         LabelledBatch {
-            batch: Batch { input, windows: spans.into(), kept, texts: texts.into() },
+            batch: Batch {
+                input,
+                windows: spans.into(),
+                kept,
+                texts: texts.into(),
+            },
             targets,
             evidence,
         }

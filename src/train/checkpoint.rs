@@ -33,7 +33,10 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
 }
 
 fn parts(parameter: &super::parameters::Parameter) -> [(&'static str, &Vec<f32>); 4] {
@@ -51,7 +54,11 @@ pub(super) fn save(path: &Path, parameters: &Parameters, progress: &Progress) ->
     let mut data = Vec::new();
     for parameter in parameters.all.iter().filter(|p| p.is_trained()) {
         for (part, values) in parts(parameter) {
-            data.push((format!("{part}/{}", parameter.name), parameter.shape.clone(), bytes(values)));
+            data.push((
+                format!("{part}/{}", parameter.name),
+                parameter.shape.clone(),
+                bytes(values),
+            ));
         }
     }
     let views = data
@@ -62,7 +69,8 @@ pub(super) fn save(path: &Path, parameters: &Parameters, progress: &Progress) ->
             Ok((name.as_str(), view))
         })
         .collect::<Result<Vec<_>>>()?;
-    let json = serde_json::to_string(progress).map_err(|error| damaged(path, &error.to_string()))?;
+    let json =
+        serde_json::to_string(progress).map_err(|error| damaged(path, &error.to_string()))?;
     let metadata = HashMap::from([(METADATA_KEY.to_owned(), json)]);
     let temporary = path.with_extension("tmp");
     safetensors::serialize_to_file(views, Some(metadata), &temporary)
@@ -91,7 +99,10 @@ pub(super) fn load(path: &Path, parameters: &mut Parameters) -> Result<Option<Pr
             let name = format!("{part}/{}", parameter.name);
             let values = floats(tensors.tensor(&name).map_err(broken)?.data());
             if values.len() != size {
-                return Err(damaged(path, &format!("{name} has another size than the model")));
+                return Err(damaged(
+                    path,
+                    &format!("{name} has another size than the model"),
+                ));
             }
             Ok(values)
         };
@@ -107,6 +118,9 @@ pub(super) fn load(path: &Path, parameters: &mut Parameters) -> Result<Option<Pr
 fn damaged(path: &Path, why: &str) -> Error {
     Error::new(
         ErrorKind::InvalidData,
-        format!("the checkpoint {} cannot be used: {why}; delete it to start again", path.display()),
+        format!(
+            "the checkpoint {} cannot be used: {why}; delete it to start again",
+            path.display()
+        ),
     )
 }

@@ -92,7 +92,9 @@ pub fn read_labelled(path: impl AsRef<Path>, taxonomy: &Taxonomy) -> Result<Vec<
                 ErrorKind::InvalidData,
                 format!(
                     "{}, line {}: the id \"{}\" stands twice; ids must be unique so that no report is in two folds",
-                    path.display(), index + 1, report.id
+                    path.display(),
+                    index + 1,
+                    report.id
                 ),
             ));
         }
@@ -128,17 +130,25 @@ fn parse(line: &[u8], number: usize, taxonomy: &Taxonomy) -> Result<LabelledRepo
         .map(|head| target(head, record.get(head.field())))
         .collect::<Result<_, _>>()?;
     let evidence = evidence(&record, taxonomy, text.chars().count())?;
-    Ok(LabelledReport { id, text, targets, evidence })
+    Ok(LabelledReport {
+        id,
+        text,
+        targets,
+        evidence,
+    })
 }
 
 fn target(head: &Head, value: Option<&Value>) -> Result<Option<Target>, String> {
     let field = head.field();
     let index = |code: &Value| {
         let Value::String(code) = code else {
-            return Err(format!("the field `{field}` must hold label codes in quotes"));
+            return Err(format!(
+                "the field `{field}` must hold label codes in quotes"
+            ));
         };
-        head.label_index(code)
-            .ok_or_else(|| format!("the field `{field}` holds a code that the taxonomy lacks: {code:?}"))
+        head.label_index(code).ok_or_else(|| {
+            format!("the field `{field}` holds a code that the taxonomy lacks: {code:?}")
+        })
     };
     let value = match value {
         None | Some(Value::Null) => return Ok(None),
@@ -152,7 +162,9 @@ fn target(head: &Head, value: Option<&Value>) -> Result<Option<Target>, String> 
             Target::Labels(labels)
         }
         (HeadKind::MultiLabel, _) => {
-            return Err(format!("the field `{field}` must hold a list of label codes"));
+            return Err(format!(
+                "the field `{field}` must hold a list of label codes"
+            ));
         }
         (HeadKind::SingleLabel, code) => Target::Class(index(code)?),
         (HeadKind::Binary, Value::Bool(value)) => Target::Class(usize::from(*value)),
@@ -167,7 +179,10 @@ fn target(head: &Head, value: Option<&Value>) -> Result<Option<Target>, String> 
             .map(Target::Class)
             .ok_or_else(|| {
                 let last = usize::from(head.first_level()) + head.labels().len() - 1;
-                format!("the field `{field}` must hold a whole number from {} to {last}", head.first_level())
+                format!(
+                    "the field `{field}` must hold a whole number from {} to {last}",
+                    head.first_level()
+                )
             })?,
     };
     Ok(Some(target))
@@ -195,10 +210,18 @@ fn evidence(
             .ok_or_else(|| format!("`evidence` names neither a head nor a label: {key:?}"))?;
         let spans: Vec<[usize; 2]> = serde_json::from_value(spans.clone())
             .map_err(|_| format!("`evidence` for {key:?} must be a list of [start, end]"))?;
-        if spans.iter().any(|[start, end]| start >= end || *end > chars) {
-            return Err(format!("`evidence` for {key:?} has a span that is empty or ends after the text"));
+        if spans
+            .iter()
+            .any(|[start, end]| start >= end || *end > chars)
+        {
+            return Err(format!(
+                "`evidence` for {key:?} has a span that is empty or ends after the text"
+            ));
         }
-        evidence.push(Evidence { query, spans: spans.into_iter().map(|[start, end]| start..end).collect() });
+        evidence.push(Evidence {
+            query,
+            spans: spans.into_iter().map(|[start, end]| start..end).collect(),
+        });
     }
     Ok(evidence)
 }

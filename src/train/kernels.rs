@@ -27,19 +27,42 @@ pub(super) struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     pub(super) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
-        Self { data, shape: [rows, columns], strides: [columns, 1] }
+        Self {
+            data,
+            shape: [rows, columns],
+            strides: [columns, 1],
+        }
     }
 
     /// A block of columns of a wider matrix, from row `row` and column `column` on.
-    fn block(data: &'a [f32], width: usize, row: usize, rows: usize, column: usize, columns: usize) -> Self {
+    fn block(
+        data: &'a [f32],
+        width: usize,
+        row: usize,
+        rows: usize,
+        column: usize,
+        columns: usize,
+    ) -> Self {
         let start = row * width + column;
-        let end = if rows == 0 { start } else { start + (rows - 1) * width + columns };
-        Self { data: &data[start..end], shape: [rows, columns], strides: [width, 1] }
+        let end = if rows == 0 {
+            start
+        } else {
+            start + (rows - 1) * width + columns
+        };
+        Self {
+            data: &data[start..end],
+            shape: [rows, columns],
+            strides: [width, 1],
+        }
     }
 
     pub(super) fn t(self) -> Self {
         let ([r, c], [rs, cs]) = (self.shape, self.strides);
-        Self { data: self.data, shape: [c, r], strides: [cs, rs] }
+        Self {
+            data: self.data,
+            shape: [c, r],
+            strides: [cs, rs],
+        }
     }
 
     fn view(&self) -> Result<NdTensorView<'a, f32, 2>> {
@@ -65,7 +88,11 @@ pub(super) fn matmul(
             &mut out.spare_capacity_mut()[..size],
             GemmInputA::Unpacked(a),
             GemmInputB::Unpacked(b),
-            GemmUninitOptions { alpha, bias: bias.map(BiasVector::Row), ..Default::default() },
+            GemmUninitOptions {
+                alpha,
+                bias: bias.map(BiasVector::Row),
+                ..Default::default()
+            },
         )
         .map(|_| ())
         .map_err(|error| Error::new(ErrorKind::Compute, format!("matrix product: {error}")))
@@ -110,9 +137,12 @@ pub(super) fn gelu_backward(x: &[f32], grad: &[f32]) -> Vec<f32> {
         }
         Erf {}.map_mut(cdf);
         Exp {}.map_mut(pdf);
-        out.extend(x.iter().zip(grad).zip(cdf.iter().zip(pdf.iter())).map(
-            |((x, g), (c, p))| g * (0.5 * (1.0 + c) + x * p * INV_SQRT_2PI),
-        ));
+        out.extend(
+            x.iter()
+                .zip(grad)
+                .zip(cdf.iter().zip(pdf.iter()))
+                .map(|((x, g), (c, p))| g * (0.5 * (1.0 + c) + x * p * INV_SQRT_2PI)),
+        );
     }
     out
 }
@@ -130,7 +160,9 @@ pub(super) fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Ve
     for row in x.chunks_exact(gamma.len()) {
         let (mean, inverse) = mean_and_inverse_deviation(row, eps);
         out.extend(
-            row.iter().zip(gamma.iter().zip(beta)).map(|(x, (g, b))| (x - mean) * inverse * g + b),
+            row.iter()
+                .zip(gamma.iter().zip(beta))
+                .map(|(x, (g, b))| (x - mean) * inverse * g + b),
         );
     }
     out
@@ -159,7 +191,10 @@ pub(super) fn layer_norm_backward(
         let mean_dxhat = Sum::new(&dxhat).dispatch() / d as f32;
         let mean_product = Sum::new(&product).dispatch() / d as f32;
         dx.extend(
-            dxhat.iter().zip(&xhat).map(|(dxh, xh)| inverse * (dxh - mean_dxhat - xh * mean_product)),
+            dxhat
+                .iter()
+                .zip(&xhat)
+                .map(|(dxh, xh)| inverse * (dxh - mean_dxhat - xh * mean_product)),
         );
     }
     (dx, dgamma, dbeta)
@@ -231,7 +266,14 @@ pub(super) struct Attention<'a> {
 impl Attention<'_> {
     fn head<'b>(&self, data: &'b [f32], sequence: &Range<usize>, head: usize) -> Matrix<'b> {
         let width = self.hidden / self.heads;
-        Matrix::block(data, self.hidden, sequence.start, sequence.len(), head * width, width)
+        Matrix::block(
+            data,
+            self.hidden,
+            sequence.start,
+            sequence.len(),
+            head * width,
+            width,
+        )
     }
 
     fn scale(&self) -> f32 {
@@ -241,7 +283,10 @@ impl Attention<'_> {
     /// `softmax(Q Kᵀ / sqrt(width))` of one head, `[n, n]`.
     fn weights(&self, out: &mut Vec<f32>, sequence: &Range<usize>, head: usize) -> Result<()> {
         out.clear();
-        let (q, k) = (self.head(self.q, sequence, head), self.head(self.k, sequence, head));
+        let (q, k) = (
+            self.head(self.q, sequence, head),
+            self.head(self.k, sequence, head),
+        );
         matmul(out, q, k.t(), self.scale(), None)?;
         for row in out.chunks_exact_mut(sequence.len().max(1)) {
             Softmax::new_mut(row).dispatch();
@@ -266,7 +311,13 @@ impl Attention<'_> {
                 self.weights(&mut weights, sequence, head)?;
                 block.clear();
                 let n = sequence.len();
-                matmul(&mut block, Matrix::new(&weights, n, n), self.head(self.v, sequence, head), 1.0, None)?;
+                matmul(
+                    &mut block,
+                    Matrix::new(&weights, n, n),
+                    self.head(self.v, sequence, head),
+                    1.0,
+                    None,
+                )?;
                 self.scatter(&mut out, sequence, head, &block);
             }
         }
@@ -276,7 +327,11 @@ impl Attention<'_> {
     /// Gradients of queries, keys and values; the weights are computed again
     /// rather than kept.
     pub(super) fn backward(&self, grad: &[f32]) -> Result<[Vec<f32>; 3]> {
-        let mut out = [vec![0.0; self.q.len()], vec![0.0; self.q.len()], vec![0.0; self.q.len()]];
+        let mut out = [
+            vec![0.0; self.q.len()],
+            vec![0.0; self.q.len()],
+            vec![0.0; self.q.len()],
+        ];
         let (mut weights, mut dweights, mut block) = (Vec::new(), Vec::new(), Vec::new());
         for sequence in self.sequences {
             let n = sequence.len();
@@ -288,16 +343,37 @@ impl Attention<'_> {
                 self.scatter(&mut out[2], sequence, head, &block);
 
                 dweights.clear();
-                matmul(&mut dweights, grad, self.head(self.v, sequence, head).t(), 1.0, None)?;
-                for (dw, w) in dweights.chunks_exact_mut(n.max(1)).zip(weights.chunks_exact(n.max(1))) {
+                matmul(
+                    &mut dweights,
+                    grad,
+                    self.head(self.v, sequence, head).t(),
+                    1.0,
+                    None,
+                )?;
+                for (dw, w) in dweights
+                    .chunks_exact_mut(n.max(1))
+                    .zip(weights.chunks_exact(n.max(1)))
+                {
                     softmax_backward(dw, w);
                 }
                 let dscores = Matrix::new(&dweights, n, n);
                 block.clear();
-                matmul(&mut block, dscores, self.head(self.k, sequence, head), self.scale(), None)?;
+                matmul(
+                    &mut block,
+                    dscores,
+                    self.head(self.k, sequence, head),
+                    self.scale(),
+                    None,
+                )?;
                 self.scatter(&mut out[0], sequence, head, &block);
                 block.clear();
-                matmul(&mut block, dscores.t(), self.head(self.q, sequence, head), self.scale(), None)?;
+                matmul(
+                    &mut block,
+                    dscores.t(),
+                    self.head(self.q, sequence, head),
+                    self.scale(),
+                    None,
+                )?;
                 self.scatter(&mut out[1], sequence, head, &block);
             }
         }
@@ -319,13 +395,20 @@ pub(super) fn softmax_backward(grad: &mut [f32], weights: &[f32]) {
 
 /// Column-wise softmax over each span of rows of `scores`, `[tokens, queries]`,
 /// given back as `[queries, tokens in span]` for each span.
-pub(super) fn span_softmax(scores: &[f32], queries: usize, spans: &[Range<usize>]) -> Vec<Vec<f32>> {
+pub(super) fn span_softmax(
+    scores: &[f32],
+    queries: usize,
+    spans: &[Range<usize>],
+) -> Vec<Vec<f32>> {
     spans
         .iter()
         .map(|span| {
             let n = span.len();
             let mut weights = vec![0.0; queries * n];
-            for (t, row) in scores[span.start * queries..span.end * queries].chunks_exact(queries).enumerate() {
+            for (t, row) in scores[span.start * queries..span.end * queries]
+                .chunks_exact(queries)
+                .enumerate()
+            {
                 for (q, score) in row.iter().enumerate() {
                     weights[q * n + t] = *score;
                 }

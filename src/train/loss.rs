@@ -37,8 +37,16 @@ pub(crate) fn task_loss(
     let weight = 1.0 / targets.len().max(1) as f32;
     let mut gradient = vec![0.0; logits.len()];
     let mut value = 0.0;
-    let smooth = |hold: bool| if hold { 1.0 - smoothing / 2.0 } else { smoothing / 2.0 };
-    let rows = logits.chunks_exact(width).zip(gradient.chunks_exact_mut(width));
+    let smooth = |hold: bool| {
+        if hold {
+            1.0 - smoothing / 2.0
+        } else {
+            smoothing / 2.0
+        }
+    };
+    let rows = logits
+        .chunks_exact(width)
+        .zip(gradient.chunks_exact_mut(width));
     for ((logits, gradient), targets) in rows.zip(targets) {
         for (head, target) in taxonomy.heads().iter().zip(*targets) {
             let Some(target) = target else { continue };
@@ -95,8 +103,15 @@ pub(crate) fn evidence_loss(
     let mut gradient = vec![0.0; scores.len()];
     let mut value = 0.0;
     let share = 1.0 / texts.len().max(1) as f32;
-    for EvidenceTokens { text, query, tokens } in evidence {
-        let (Some(span), Some(weights)) = (texts.get(*text), weights.get(*text)) else { continue };
+    for EvidenceTokens {
+        text,
+        query,
+        tokens,
+    } in evidence
+    {
+        let (Some(span), Some(weights)) = (texts.get(*text), weights.get(*text)) else {
+            continue;
+        };
         let weights = &weights[query * span.len()..(query + 1) * span.len()];
         let mass: f32 = tokens.iter().map(|t| weights[*t]).sum::<f32>().max(1e-8);
         value -= share * mass.ln();

@@ -7,9 +7,7 @@
 
 use super::kernels::{self, Attention, Dropout, Matrix};
 use crate::error::{Error, Result};
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Shape, Storage, Tensor,
-};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Shape, Storage, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -112,7 +110,7 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() {
         return Ok(x.contiguous()?.apply_op3(w, b, Linear)?);
     }
-    Ok(x.matmul(&w.t()?)?.broadcast_add(b)?)
+    composed::linear(x, w, b)
 }
 
 struct Gelu;
@@ -138,7 +136,7 @@ pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() {
         return Ok(x.apply_op1(Gelu)?);
     }
-    Ok(x.gelu_erf()?)
+    composed::gelu(x)
 }
 
 struct LayerNorm {
@@ -159,8 +157,7 @@ impl CustomOp3 for LayerNorm {
         beta: &CpuStorage,
         lb: &Layout,
     ) -> OpResult<(CpuStorage, Shape)> {
-        let out =
-            kernels::layer_norm(slice(x, lx)?, slice(gamma, lg)?, slice(beta, lb)?, self.eps);
+        let out = kernels::layer_norm(slice(x, lx)?, slice(gamma, lg)?, slice(beta, lb)?, self.eps);
         Ok((CpuStorage::F32(out), lx.shape().clone()))
     }
 
@@ -184,10 +181,7 @@ pub(crate) fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f32) ->
     if x.device().is_cpu() {
         return Ok(x.apply_op3(gamma, beta, LayerNorm { eps })?);
     }
-    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = centred.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?;
-    Ok(normed.broadcast_mul(gamma)?.broadcast_add(beta)?)
+    composed::layer_norm(x, gamma, beta, eps)
 }
 
 impl CustomOp2 for Dropout {
@@ -224,10 +218,7 @@ pub(crate) fn add_dropout(x: &Tensor, y: &Tensor, probability: f32, seed: u64) -
     if x.device().is_cpu() {
         return Ok(x.apply_op2(y, dropout)?);
     }
-    let zeros = vec![0.0; y.elem_count()];
-    let mask = kernels::add_dropout(&zeros, &vec![1.0; y.elem_count()], dropout);
-    let mask = Tensor::from_vec(mask, y.shape(), y.device())?;
-    Ok((x + y.mul(&mask)?)?)
+    composed::add_dropout(x, y, dropout)
 }
 
 struct MultiHeadAttention {
@@ -237,7 +228,14 @@ struct MultiHeadAttention {
 
 impl MultiHeadAttention {
     fn on<'a>(&'a self, [q, k, v]: [&'a [f32]; 3], hidden: usize) -> Attention<'a> {
-        Attention { q, k, v, hidden, heads: self.heads, sequences: &self.sequences }
+        Attention {
+            q,
+            k,
+            v,
+            hidden,
+            heads: self.heads,
+            sequences: &self.sequences,
+        }
     }
 }
 
@@ -273,7 +271,9 @@ impl CustomOp3 for MultiHeadAttention {
     ) -> OpResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let hidden = q.dim(1)?;
         let [dq, dk, dv] = with_slices([q, k, v, grad], |[qs, ks, vs, grad]| {
-            self.on([qs, ks, vs], hidden).backward(grad).map_err(to_candle)
+            self.on([qs, ks, vs], hidden)
+                .backward(grad)
+                .map_err(to_candle)
         })?;
         Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
     }
@@ -289,26 +289,13 @@ pub(crate) fn attention(
     sequences: &Arc<[Range<usize>]>,
 ) -> Result<Tensor> {
     if q.device().is_cpu() {
-        let op = MultiHeadAttention { heads, sequences: Arc::clone(sequences) };
+        let op = MultiHeadAttention {
+            heads,
+            sequences: Arc::clone(sequences),
+        };
         return Ok(q.apply_op3(k, v, op)?);
     }
-    let hidden = q.dim(1)?;
-    let scale = 1.0 / ((hidden / heads) as f64).sqrt();
-    let mut parts = Vec::with_capacity(sequences.len());
-    for span in sequences.iter() {
-        let split = |x: &Tensor| -> candle_core::Result<Tensor> {
-            x.narrow(0, span.start, span.len())?
-                .reshape((span.len(), heads, hidden / heads))?
-                .transpose(0, 1)?
-                .contiguous()
-        };
-        let (q, k, v) = (split(q)?, split(k)?, split(v)?);
-        let scores = (q.matmul(&k.t()?)? * scale)?;
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
-        let out = weights.matmul(&v)?.transpose(0, 1)?.reshape((span.len(), hidden))?;
-        parts.push(out);
-    }
-    Ok(Tensor::cat(&parts, 0)?)
+    composed::attention(q, k, v, heads, sequences)
 }
 
 struct LabelAttention {
@@ -343,7 +330,10 @@ impl CustomOp2 for LabelAttention {
             )
             .map_err(to_candle)?;
         }
-        Ok((CpuStorage::F32(out), (self.spans.len() * queries, hidden).into()))
+        Ok((
+            CpuStorage::F32(out),
+            (self.spans.len() * queries, hidden).into(),
+        ))
     }
 
     fn bwd(
@@ -365,14 +355,22 @@ impl CustomOp2 for LabelAttention {
                 let range = span.start * hidden..span.end * hidden;
                 let grad = Matrix::new(grad, queries, hidden);
                 block.clear();
-                kernels::matmul(&mut block, Matrix::new(weights, queries, n).t(), grad, 1.0, None)
-                    .map_err(to_candle)?;
+                kernels::matmul(
+                    &mut block,
+                    Matrix::new(weights, queries, n).t(),
+                    grad,
+                    1.0,
+                    None,
+                )
+                .map_err(to_candle)?;
                 dstates[range.clone()].copy_from_slice(&block);
                 block.clear();
                 let states = Matrix::new(&states[range], n, hidden);
                 kernels::matmul(&mut block, grad, states.t(), 1.0, None).map_err(to_candle)?;
-                for (q, (dw, w)) in
-                    block.chunks_exact_mut(n).zip(weights.chunks_exact(n)).enumerate()
+                for (q, (dw, w)) in block
+                    .chunks_exact_mut(n)
+                    .zip(weights.chunks_exact(n))
+                    .enumerate()
                 {
                     kernels::softmax_backward(dw, w);
                     for (t, dw) in dw.iter().enumerate() {
@@ -395,7 +393,12 @@ pub(crate) fn label_attention(
     states: &Tensor,
     texts: &Arc<[Range<usize>]>,
 ) -> Result<Tensor> {
-    Ok(scores.apply_op2(states, LabelAttention { spans: Arc::clone(texts) })?)
+    Ok(scores.apply_op2(
+        states,
+        LabelAttention {
+            spans: Arc::clone(texts),
+        },
+    )?)
 }
 
 struct MeanMaxPool {
@@ -428,7 +431,9 @@ impl CustomOp1 for MeanMaxPool {
         let hidden = states.dim(1)?;
         let dx = with_slices([states, res, grad], |[states, res, grad]| {
             let mut dx = vec![0.0; states.len()];
-            let rows = res.chunks_exact(2 * hidden).zip(grad.chunks_exact(2 * hidden));
+            let rows = res
+                .chunks_exact(2 * hidden)
+                .zip(grad.chunks_exact(2 * hidden));
             for (span, (res, grad)) in self.spans.iter().zip(rows) {
                 let mut taken = vec![false; hidden];
                 for t in span.clone() {
@@ -451,7 +456,9 @@ impl CustomOp1 for MeanMaxPool {
 
 /// Mean and maximum over each text's tokens: `[tokens, hidden]` to `[texts, 2 hidden]`.
 pub(crate) fn mean_max_pool(states: &Tensor, texts: &Arc<[Range<usize>]>) -> Result<Tensor> {
-    Ok(states.apply_op1(MeanMaxPool { spans: Arc::clone(texts) })?)
+    Ok(states.apply_op1(MeanMaxPool {
+        spans: Arc::clone(texts),
+    })?)
 }
 
 /// A function of one tensor whose value and gradient are computed together.
@@ -477,10 +484,189 @@ impl CustomOp1 for WithGradient {
 
 /// Applies a scalar function to a CPU tensor. `evaluate` gives its value and its
 /// gradient for each element.
-pub(crate) fn loss(
-    x: &Tensor,
-    evaluate: impl FnOnce(&[f32]) -> (f32, Vec<f32>),
-) -> Result<Tensor> {
+pub(crate) fn loss(x: &Tensor, evaluate: impl FnOnce(&[f32]) -> (f32, Vec<f32>)) -> Result<Tensor> {
     let (value, gradient) = with_slices([x], |[x]| Ok(evaluate(x)))?;
     Ok(x.apply_op1(WithGradient { value, gradient })?)
+}
+
+/// The encoder's operations composed of candle's own, for other devices than
+/// the CPU and as the reference in tests.
+mod composed {
+    use super::{D, Dropout, Range, Result, Tensor, kernels};
+
+    pub(super) fn linear(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok(x.matmul(&w.t()?)?.broadcast_add(b)?)
+    }
+
+    pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {
+        Ok(x.gelu_erf()?)
+    }
+
+    pub(super) fn layer_norm(
+        x: &Tensor,
+        gamma: &Tensor,
+        beta: &Tensor,
+        eps: f32,
+    ) -> Result<Tensor> {
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let normed = centred.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?;
+        Ok(normed.broadcast_mul(gamma)?.broadcast_add(beta)?)
+    }
+
+    pub(super) fn add_dropout(x: &Tensor, y: &Tensor, dropout: Dropout) -> Result<Tensor> {
+        let zeros = vec![0.0; y.elem_count()];
+        let mask = kernels::add_dropout(&zeros, &vec![1.0; y.elem_count()], dropout);
+        let mask = Tensor::from_vec(mask, y.shape(), y.device())?;
+        Ok((x + y.mul(&mask)?)?)
+    }
+
+    pub(super) fn attention(
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        heads: usize,
+        sequences: &[Range<usize>],
+    ) -> Result<Tensor> {
+        let hidden = q.dim(1)?;
+        let scale = 1.0 / ((hidden / heads) as f64).sqrt();
+        let mut parts = Vec::with_capacity(sequences.len());
+        for span in sequences.iter() {
+            let split = |x: &Tensor| -> candle_core::Result<Tensor> {
+                x.narrow(0, span.start, span.len())?
+                    .reshape((span.len(), heads, hidden / heads))?
+                    .transpose(0, 1)?
+                    .contiguous()
+            };
+            let (q, k, v) = (split(q)?, split(k)?, split(v)?);
+            let scores = (q.matmul(&k.t()?)? * scale)?;
+            let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
+            let out = weights
+                .matmul(&v)?
+                .transpose(0, 1)?
+                .reshape((span.len(), hidden))?;
+            parts.push(out);
+        }
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    fn random(seed: u64, shape: &[usize]) -> Var {
+        let size = shape.iter().product::<usize>() as u64;
+        let values: Vec<f32> = (0..size)
+            .map(|i| (kernels::mix(seed, i) >> 40) as f32 / (1 << 23) as f32 - 1.0)
+            .collect();
+        Var::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .max(0)
+            .unwrap()
+            .to_scalar()
+            .unwrap()
+    }
+
+    /// Values and gradients of `fused` and `composed` agree, for every argument.
+    fn agree(
+        arguments: &[Var],
+        fused: impl Fn(&[Tensor]) -> Result<Tensor>,
+        composed: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) {
+        let tensors: Vec<Tensor> = arguments.iter().map(|a| a.as_tensor().clone()).collect();
+        let (a, b) = (fused(&tensors).unwrap(), composed(&tensors).unwrap());
+        assert!(largest_difference(&a, &b) < 1e-5, "values differ");
+        // Weights that differ by element, so that no gradient cancels out.
+        let weights = random(99, a.dims());
+        let gradients = |x: &Tensor| {
+            (x * weights.as_tensor())
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .backward()
+                .unwrap()
+        };
+        let (a, b) = (gradients(&a), gradients(&b));
+        for (place, argument) in tensors.iter().enumerate() {
+            let difference = largest_difference(a.get(argument).unwrap(), b.get(argument).unwrap());
+            assert!(
+                difference < 1e-4,
+                "gradients of argument {place} differ by {difference}"
+            );
+        }
+    }
+
+    #[test]
+    fn linear_equals_its_composition() {
+        let arguments = [random(1, &[7, 12]), random(2, &[5, 12]), random(3, &[5])];
+        agree(
+            &arguments,
+            |t| linear(&t[0], &t[1], &t[2]),
+            |t| composed::linear(&t[0], &t[1], &t[2]),
+        );
+    }
+
+    #[test]
+    fn gelu_equals_its_composition() {
+        let arguments = [random(1, &[7, 300])];
+        agree(
+            &arguments,
+            |t| gelu(&(&t[0] * 4.0)?),
+            |t| composed::gelu(&(&t[0] * 4.0)?),
+        );
+    }
+
+    #[test]
+    fn layer_norm_equals_its_composition() {
+        let arguments = [random(1, &[7, 24]), random(2, &[24]), random(3, &[24])];
+        agree(
+            &arguments,
+            |t| layer_norm(&t[0], &t[1], &t[2], 1e-6),
+            |t| composed::layer_norm(&t[0], &t[1], &t[2], 1e-6),
+        );
+    }
+
+    #[test]
+    fn dropout_equals_its_composition_and_drops_its_share() {
+        let arguments = [random(1, &[40, 50]), random(2, &[40, 50])];
+        let dropout = Dropout {
+            probability: 0.3,
+            seed: 7,
+        };
+        agree(
+            &arguments,
+            |t| add_dropout(&t[0], &t[1], 0.3, 7),
+            |t| composed::add_dropout(&t[0], &t[1], dropout),
+        );
+        let dropped = kernels::add_dropout(&[0.0; 20_000], &[1.0; 20_000], dropout);
+        let share = dropped.iter().filter(|x| **x == 0.0).count() as f32 / 20_000.0;
+        assert!((share - 0.3).abs() < 0.02, "{share}");
+        let mean = dropped.iter().sum::<f32>() / 20_000.0;
+        assert!((mean - 1.0).abs() < 0.03, "{mean}");
+    }
+
+    #[test]
+    fn attention_equals_its_composition_and_keeps_sequences_apart() {
+        let arguments = [
+            random(1, &[11, 8]),
+            random(2, &[11, 8]),
+            random(3, &[11, 8]),
+        ];
+        let sequences: Arc<[Range<usize>]> = vec![0..4, 4..5, 5..11].into();
+        agree(
+            &arguments,
+            |t| attention(&t[0], &t[1], &t[2], 2, &sequences),
+            |t| composed::attention(&t[0], &t[1], &t[2], 2, &sequences),
+        );
+    }
 }

@@ -14,7 +14,10 @@ pub(crate) struct Values {
 impl Values {
     pub(crate) fn get(&self, name: &str) -> Result<Tensor> {
         self.tensors.get(name).cloned().ok_or_else(|| {
-            Error::new(ErrorKind::InvalidBundle, format!("the model has no tensor {name}"))
+            Error::new(
+                ErrorKind::InvalidBundle,
+                format!("the model has no tensor {name}"),
+            )
         })
     }
 
@@ -74,13 +77,25 @@ const EPSILON: f32 = 1e-6;
 
 impl Parameters {
     pub(crate) fn new(device: Device) -> Self {
-        Self { all: Vec::new(), vars: Vec::new(), device }
+        Self {
+            all: Vec::new(),
+            vars: Vec::new(),
+            device,
+        }
     }
 
     fn add(&mut self, parameter: Parameter) -> Result<()> {
         let var = if parameter.is_trained() {
-            let device = if parameter.is_head { &Device::Cpu } else { &self.device };
-            Some(Var::from_slice(&parameter.value, parameter.shape.as_slice(), device)?)
+            let device = if parameter.is_head {
+                &Device::Cpu
+            } else {
+                &self.device
+            };
+            Some(Var::from_slice(
+                &parameter.value,
+                parameter.shape.as_slice(),
+                device,
+            )?)
         } else {
             None
         };
@@ -100,7 +115,11 @@ impl Parameters {
         self.add(Parameter {
             name: name.to_owned(),
             shape,
-            average: if trained > 0 { value.clone() } else { Vec::new() },
+            average: if trained > 0 {
+                value.clone()
+            } else {
+                Vec::new()
+            },
             moments: [vec![0.0; trained], vec![0.0; trained]],
             value,
             rate,
@@ -108,7 +127,12 @@ impl Parameters {
         })
     }
 
-    pub(crate) fn add_head(&mut self, name: &str, shape: Vec<usize>, value: Vec<f32>) -> Result<()> {
+    pub(crate) fn add_head(
+        &mut self,
+        name: &str,
+        shape: Vec<usize>,
+        value: Vec<f32>,
+    ) -> Result<()> {
         let size = value.len();
         self.add(Parameter {
             name: name.to_owned(),
@@ -121,14 +145,20 @@ impl Parameters {
         })
     }
 
-    fn collect(&self, tensor: impl Fn(&Parameter, Option<&Var>) -> Result<Tensor>) -> Result<Values> {
+    fn collect(
+        &self,
+        tensor: impl Fn(&Parameter, Option<&Var>) -> Result<Tensor>,
+    ) -> Result<Values> {
         let tensors = self
             .all
             .iter()
             .zip(&self.vars)
             .map(|(parameter, var)| Ok((parameter.name.clone(), tensor(parameter, var.as_ref())?)))
             .collect::<Result<_>>()?;
-        Ok(Values { tensors, device: self.device.clone() })
+        Ok(Values {
+            tensors,
+            device: self.device.clone(),
+        })
     }
 
     /// Tensors that gradients flow back to.
@@ -150,7 +180,10 @@ impl Parameters {
                 Ok((p.name.clone(), tensor))
             })
             .collect::<Result<_>>()?;
-        Ok(Values { tensors, device: self.device.clone() })
+        Ok(Values {
+            tensors,
+            device: self.device.clone(),
+        })
     }
 
     /// Tensors of the averaged weights, for evaluation.
@@ -159,26 +192,44 @@ impl Parameters {
             if !parameter.is_trained() {
                 return fixed.get(&parameter.name);
             }
-            let device = if parameter.is_head { &Device::Cpu } else { &self.device };
-            Ok(Tensor::from_slice(&parameter.average, parameter.shape.as_slice(), device)?)
+            let device = if parameter.is_head {
+                &Device::Cpu
+            } else {
+                &self.device
+            };
+            Ok(Tensor::from_slice(
+                &parameter.average,
+                parameter.shape.as_slice(),
+                device,
+            )?)
         })
     }
 
     /// The gradient of every parameter in `grads`, as `[parameter][element]`;
     /// empty where there is none.
-    pub(crate) fn gradients(&self, grads: &candle_core::backprop::GradStore) -> Result<Vec<Vec<f32>>> {
+    pub(crate) fn gradients(
+        &self,
+        grads: &candle_core::backprop::GradStore,
+    ) -> Result<Vec<Vec<f32>>> {
         self.vars
             .iter()
-            .map(|var| match var.as_ref().and_then(|var| grads.get(var.as_tensor())) {
-                Some(grad) => Ok(grad.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?),
-                None => Ok(Vec::new()),
-            })
+            .map(
+                |var| match var.as_ref().and_then(|var| grads.get(var.as_tensor())) {
+                    Some(grad) => Ok(grad.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?),
+                    None => Ok(Vec::new()),
+                },
+            )
             .collect()
     }
 
     /// One step of AdamW on the sum of `shards`, clipped to a global norm.
     /// Gives back the norm before clipping.
-    pub(crate) fn step(&mut self, mut shards: Vec<Vec<Vec<f32>>>, clip: f32, adam: AdamW) -> Result<f32> {
+    pub(crate) fn step(
+        &mut self,
+        mut shards: Vec<Vec<Vec<f32>>>,
+        clip: f32,
+        adam: AdamW,
+    ) -> Result<f32> {
         let mut gradients = shards.remove(0);
         for shard in shards {
             gradients.par_iter_mut().zip(shard).for_each(|(sum, part)| {
@@ -194,32 +245,59 @@ impl Parameters {
         // Norms are summed in parameter order, so that a run can be repeated.
         let squares: Vec<f64> = gradients
             .par_iter()
-            .map(|g| g.chunks(1024).map(|c| f64::from(c.iter().map(|x| x * x).sum::<f32>())).sum())
+            .map(|g| {
+                g.chunks(1024)
+                    .map(|c| f64::from(c.iter().map(|x| x * x).sum::<f32>()))
+                    .sum()
+            })
             .collect();
         let norm = squares.iter().sum::<f64>().sqrt() as f32;
         let factor = if norm > clip { clip / norm } else { 1.0 };
         let correction1 = 1.0 - BETA1.powi(adam.step.min(100_000) as i32);
         let correction2 = 1.0 - BETA2.powi(adam.step.min(100_000) as i32);
         // Early on the average would remember the random start for too long.
-        let keep = adam.average_decay.min((1.0 + adam.step as f32) / (10.0 + adam.step as f32));
-        self.all.par_iter_mut().zip(&gradients).for_each(|(parameter, gradient)| {
-            if !parameter.is_trained() {
-                return;
-            }
-            let group = if parameter.is_head { adam.head_rate } else { adam.encoder_rate };
-            let rate = group * parameter.rate;
-            let decay = if parameter.decays() { rate * adam.weight_decay } else { 0.0 };
-            let Parameter { value, average, moments: [first, second], .. } = parameter;
-            let state = first.iter_mut().zip(second.iter_mut()).zip(average.iter_mut());
-            for ((value, gradient), ((m, v), average)) in value.iter_mut().zip(gradient).zip(state) {
-                let gradient = gradient * factor;
-                *m = BETA1 * *m + (1.0 - BETA1) * gradient;
-                *v = BETA2 * *v + (1.0 - BETA2) * gradient * gradient;
-                let update = (*m / correction1) / ((*v / correction2).sqrt() + EPSILON);
-                *value -= rate * update + decay * *value;
-                *average = keep * *average + (1.0 - keep) * *value;
-            }
-        });
+        let keep = adam
+            .average_decay
+            .min((1.0 + adam.step as f32) / (10.0 + adam.step as f32));
+        self.all
+            .par_iter_mut()
+            .zip(&gradients)
+            .for_each(|(parameter, gradient)| {
+                if !parameter.is_trained() {
+                    return;
+                }
+                let group = if parameter.is_head {
+                    adam.head_rate
+                } else {
+                    adam.encoder_rate
+                };
+                let rate = group * parameter.rate;
+                let decay = if parameter.decays() {
+                    rate * adam.weight_decay
+                } else {
+                    0.0
+                };
+                let Parameter {
+                    value,
+                    average,
+                    moments: [first, second],
+                    ..
+                } = parameter;
+                let state = first
+                    .iter_mut()
+                    .zip(second.iter_mut())
+                    .zip(average.iter_mut());
+                for ((value, gradient), ((m, v), average)) in
+                    value.iter_mut().zip(gradient).zip(state)
+                {
+                    let gradient = gradient * factor;
+                    *m = BETA1 * *m + (1.0 - BETA1) * gradient;
+                    *v = BETA2 * *v + (1.0 - BETA2) * gradient * gradient;
+                    let update = (*m / correction1) / ((*v / correction2).sqrt() + EPSILON);
+                    *value -= rate * update + decay * *value;
+                    *average = keep * *average + (1.0 - keep) * *value;
+                }
+            });
         self.refresh()?;
         Ok(norm)
     }
@@ -228,7 +306,8 @@ impl Parameters {
     pub(crate) fn refresh(&self) -> Result<()> {
         for (parameter, var) in self.all.iter().zip(&self.vars) {
             if let Some(var) = var {
-                let tensor = Tensor::from_slice(&parameter.value, parameter.shape.as_slice(), var.device())?;
+                let tensor =
+                    Tensor::from_slice(&parameter.value, parameter.shape.as_slice(), var.device())?;
                 var.set(&tensor)?;
             }
         }

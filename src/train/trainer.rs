@@ -93,8 +93,11 @@ impl Base {
         let tokenizer_json = read("tokenizer.json")?;
         let mut tokenizer = Tokenizer::from_bytes(&tokenizer_json).map_err(|error| {
             let path = dir.join("tokenizer.json");
-            Error::new(ErrorKind::InvalidBundle, format!("cannot read {}", path.display()))
-                .with_source(error)
+            Error::new(
+                ErrorKind::InvalidBundle,
+                format!("cannot read {}", path.display()),
+            )
+            .with_source(error)
         })?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| {
@@ -103,16 +106,26 @@ impl Base {
         let path = dir.join("model.safetensors");
         let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
             .map_err(|error| {
-                Error::new(ErrorKind::InvalidBundle, format!("cannot read {}", path.display()))
-                    .with_source(error)
+                Error::new(
+                    ErrorKind::InvalidBundle,
+                    format!("cannot read {}", path.display()),
+                )
+                .with_source(error)
             })?
             .into_iter()
             .map(|(name, tensor)| {
-                let short = ["bert.", "roberta."].iter().find_map(|prefix| name.strip_prefix(prefix));
+                let short = ["bert.", "roberta."]
+                    .iter()
+                    .find_map(|prefix| name.strip_prefix(prefix));
                 (short.unwrap_or(&name).to_owned(), tensor)
             })
             .collect();
-        Ok(Self { config, tokenizer, tokenizer_json, tensors })
+        Ok(Self {
+            config,
+            tokenizer,
+            tokenizer_json,
+            tensors,
+        })
     }
 
     fn parameters(&self, options: &TrainOptions, device: &Device) -> Result<Parameters> {
@@ -122,21 +135,39 @@ impl Base {
         let rate = |depth: usize| options.layer_decay.powi((layers - depth) as i32);
         let mut add = |name: String, rate: f32| -> Result<()> {
             let tensor = self.tensors.get(&name).ok_or_else(|| {
-                Error::new(ErrorKind::InvalidBundle, format!("the base model has no tensor {name}"))
+                Error::new(
+                    ErrorKind::InvalidBundle,
+                    format!("the base model has no tensor {name}"),
+                )
             })?;
             let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
             parameters.add_encoder(&name, tensor.dims().to_vec(), values, rate)
         };
         let embedding_rate = if fixed.is_some() { 0.0 } else { rate(0) };
-        for part in ["word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight", "LayerNorm.weight", "LayerNorm.bias"] {
+        for part in [
+            "word_embeddings.weight",
+            "position_embeddings.weight",
+            "token_type_embeddings.weight",
+            "LayerNorm.weight",
+            "LayerNorm.bias",
+        ] {
             add(format!("embeddings.{part}"), embedding_rate)?;
         }
         for layer in 0..layers {
-            let rate = if fixed.is_some_and(|n| layer < n) { 0.0 } else { rate(layer + 1) };
+            let rate = if fixed.is_some_and(|n| layer < n) {
+                0.0
+            } else {
+                rate(layer + 1)
+            };
             for part in [
-                "attention.self.query", "attention.self.key", "attention.self.value",
-                "attention.output.dense", "attention.output.LayerNorm",
-                "intermediate.dense", "output.dense", "output.LayerNorm",
+                "attention.self.query",
+                "attention.self.key",
+                "attention.self.value",
+                "attention.output.dense",
+                "attention.output.LayerNorm",
+                "intermediate.dense",
+                "output.dense",
+                "output.LayerNorm",
             ] {
                 add(format!("encoder.layer.{layer}.{part}.weight"), rate)?;
                 add(format!("encoder.layer.{layer}.{part}.bias"), rate)?;
@@ -184,19 +215,40 @@ pub(crate) fn fine_tune(
         ));
     }
     let window = WindowConfig::default();
-    let batcher = Batcher { tokenizer: &base.tokenizer, taxonomy, encoder: &base.config, window: &window };
+    let batcher = Batcher {
+        tokenizer: &base.tokenizer,
+        taxonomy,
+        encoder: &base.config,
+        window: &window,
+    };
     let network = Network::new(base.config.clone(), Arc::clone(taxonomy), frozen);
     let mut parameters = base.parameters(options, device)?;
-    network::add_heads(&mut parameters, taxonomy, base.config.hidden_size, options.attention_size, options.seed)?;
+    network::add_heads(
+        &mut parameters,
+        taxonomy,
+        base.config.hidden_size,
+        options.attention_size,
+        options.seed,
+    )?;
     set_prior(&mut parameters, taxonomy, data.train);
     let pools = (0..options.threads.max(1))
         .map(|_| {
-            rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|error| {
-                Error::new(ErrorKind::Io, "cannot start a worker thread").with_source(error)
-            })
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(1)
+                .build()
+                .map_err(|error| {
+                    Error::new(ErrorKind::Io, "cannot start a worker thread").with_source(error)
+                })
         })
         .collect::<Result<_>>()?;
-    let mut trainer = Trainer { options, data, batcher, network, pools, cache: None };
+    let mut trainer = Trainer {
+        options,
+        data,
+        batcher,
+        network,
+        pools,
+        cache: None,
+    };
     let fixed = parameters.fixed()?;
     if frozen > 0 {
         trainer.cache = Some(trainer.frozen_states(&parameters.averaged(&fixed)?)?);
@@ -207,12 +259,17 @@ pub(crate) fn fine_tune(
 /// Starts the biases of multi-label, ordinal and binary heads at the log odds
 /// of their labels in the training data.
 fn set_prior(parameters: &mut Parameters, taxonomy: &Taxonomy, train: &[LabelledReport]) {
-    let Some(bias) = parameters.all.iter_mut().find(|p| p.name == "heads.bias") else { return };
+    let Some(bias) = parameters.all.iter_mut().find(|p| p.name == "heads.bias") else {
+        return;
+    };
     for (index, head) in taxonomy.heads().iter().enumerate() {
         if head.kind() == HeadKind::SingleLabel {
             continue;
         }
-        let known: Vec<&Target> = train.iter().filter_map(|r| r.targets[index].as_ref()).collect();
+        let known: Vec<&Target> = train
+            .iter()
+            .filter_map(|r| r.targets[index].as_ref())
+            .collect();
         for logit in head.logits() {
             let place = logit - head.logits().start;
             let hold = known.iter().filter(|target| match target {
@@ -248,7 +305,10 @@ impl Trainer<'_> {
         let checkpoint_path = output.join("checkpoint.safetensors");
         let best_path = output.join("best.safetensors");
         let fingerprint = format!("{} {}", self.data.fingerprint, fingerprint(options));
-        let mut progress = Progress { fingerprint: fingerprint.clone(), ..Progress::default() };
+        let mut progress = Progress {
+            fingerprint: fingerprint.clone(),
+            ..Progress::default()
+        };
         if let Some(found) = checkpoint::load(&checkpoint_path, parameters)? {
             if found.fingerprint != fingerprint {
                 return Err(Error::new(
@@ -269,14 +329,20 @@ impl Trainer<'_> {
             if stale >= options.patience.max(1) {
                 break;
             }
-            let items = epoch_items(self.data.train, self.composes(), options.seed, progress.epoch);
+            let items = epoch_items(
+                self.data.train,
+                self.composes(),
+                options.seed,
+                progress.epoch,
+            );
             while progress.position < items.len() {
                 let examples = self.next_examples(&items, &mut progress)?;
                 let done = progress.epoch as f64 + progress.position as f64 / items.len() as f64;
                 let rate = schedule(done / options.epochs as f64, options.warmup);
                 progress.step += 1;
                 let texts: usize = examples.len();
-                let (shards, loss, evidence, tokens) = self.step(parameters, fixed, examples, progress.step)?;
+                let (shards, loss, evidence, tokens) =
+                    self.step(parameters, fixed, examples, progress.step)?;
                 let adam = AdamW {
                     encoder_rate: options.encoder_rate * rate,
                     head_rate: options.head_rate * rate,
@@ -288,7 +354,10 @@ impl Trainer<'_> {
                 if !gradient_norm.is_finite() {
                     return Err(Error::new(
                         ErrorKind::Compute,
-                        format!("training diverged at step {} ({texts} texts): lower the learning rates", progress.step),
+                        format!(
+                            "training diverged at step {} ({texts} texts): lower the learning rates",
+                            progress.step
+                        ),
                     ));
                 }
                 progress.tokens += tokens as u64;
@@ -305,7 +374,9 @@ impl Trainer<'_> {
                     tokens_per_second: speed,
                     seconds_left: (options.epochs as f64 - done) * per_epoch / speed,
                 }))?;
-                let stop = options.stop_after.is_some_and(|steps| progress.step >= steps);
+                let stop = options
+                    .stop_after
+                    .is_some_and(|steps| progress.step >= steps);
                 if stop || saved.elapsed().as_secs_f64() > 60.0 * options.checkpoint_minutes {
                     progress.seconds += session.elapsed().as_secs_f64();
                     checkpoint::save(&checkpoint_path, parameters, &progress)?;
@@ -314,7 +385,10 @@ impl Trainer<'_> {
                 if stop {
                     return Err(Error::new(
                         ErrorKind::InvalidOption,
-                        format!("stopped after {} steps as asked; run again to go on", progress.step),
+                        format!(
+                            "stopped after {} steps as asked; run again to go on",
+                            progress.step
+                        ),
                     ));
                 }
             }
@@ -324,7 +398,11 @@ impl Trainer<'_> {
             let logits = self.predict(&averaged, self.data.dev)?;
             let heads = scores(&self.network.taxonomy, self.data.dev, &logits);
             let score = metrics::mean(heads.iter().map(|(_, score)| *score));
-            events(&TrainEvent::Epoch { epoch: progress.epoch, score, heads })?;
+            events(&TrainEvent::Epoch {
+                epoch: progress.epoch,
+                score,
+                heads,
+            })?;
             if progress.best.is_none_or(|(best, _)| score > best) {
                 progress.best = Some((score, progress.epoch));
                 checkpoint::save(&best_path, parameters, &progress)?;
@@ -338,7 +416,12 @@ impl Trainer<'_> {
     }
 
     /// The best averaged weights, rounded to f16 as they will be stored.
-    fn finish(&self, parameters: &mut Parameters, fixed: &Values, progress: &Progress) -> Result<Trained> {
+    fn finish(
+        &self,
+        parameters: &mut Parameters,
+        fixed: &Values,
+        progress: &Progress,
+    ) -> Result<Trained> {
         for parameter in &mut parameters.all {
             if parameter.is_trained() {
                 for x in &mut parameter.average {
@@ -360,23 +443,38 @@ impl Trainer<'_> {
             encoder: self.network.encoder.clone(),
             tensors,
             dev_logits,
-            progress: (progress.best.map_or(progress.epoch, |(_, epoch)| epoch), progress.step, progress.seconds),
+            progress: (
+                progress.best.map_or(progress.epoch, |(_, epoch)| epoch),
+                progress.step,
+                progress.seconds,
+            ),
         })
     }
 
     fn composes(&self) -> bool {
         let multi = |head: &crate::taxonomy::Head| head.kind() == HeadKind::MultiLabel;
-        self.options.compose && self.cache.is_none() && self.network.taxonomy.heads().iter().any(multi)
+        self.options.compose
+            && self.cache.is_none()
+            && self.network.taxonomy.heads().iter().any(multi)
     }
 
     /// Tokenises texts from the current position on until a step's budget is full.
-    fn next_examples(&self, items: &[Item], progress: &mut Progress) -> Result<Vec<(usize, Example)>> {
+    fn next_examples(
+        &self,
+        items: &[Item],
+        progress: &mut Progress,
+    ) -> Result<Vec<(usize, Example)>> {
         let mut examples = Vec::new();
         let mut tokens = 0;
         let augments = self.options.augment && self.cache.is_none();
         while let Some(item) = items.get(progress.position) {
-            let seed = kernels::mix(self.options.seed ^ (progress.epoch << 32), progress.position as u64);
-            let example = self.batcher.example(self.data.train, item, augments.then_some(seed))?;
+            let seed = kernels::mix(
+                self.options.seed ^ (progress.epoch << 32),
+                progress.position as u64,
+            );
+            let example = self
+                .batcher
+                .example(self.data.train, item, augments.then_some(seed))?;
             let length = example.ids.len() + 2;
             if !examples.is_empty() && tokens + length > self.options.tokens_per_step {
                 break;
@@ -398,7 +496,8 @@ impl Trainer<'_> {
         let texts = examples.len();
         // The longest first, each to the shard with the fewest tokens so far.
         examples.sort_by_key(|(index, e)| (std::cmp::Reverse(e.ids.len()), *index));
-        let mut shards: Vec<Vec<(usize, Example)>> = self.pools.iter().map(|_| Vec::new()).collect();
+        let mut shards: Vec<Vec<(usize, Example)>> =
+            self.pools.iter().map(|_| Vec::new()).collect();
         let mut loads = vec![0; shards.len()];
         for example in examples {
             let lightest = (0..loads.len()).min_by_key(|i| loads[*i]).unwrap_or(0);
@@ -414,10 +513,15 @@ impl Trainer<'_> {
                 .filter(|(_, (_, shard))| !shard.is_empty())
                 .map(|(place, (pool, shard))| {
                     let seed = kernels::mix(self.options.seed ^ 0x5eed, step * 64 + place as u64);
-                    scope.spawn(move || pool.install(|| self.shard(parameters, fixed, shard, texts, seed)))
+                    scope.spawn(move || {
+                        pool.install(|| self.shard(parameters, fixed, shard, texts, seed))
+                    })
                 })
                 .collect();
-            workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(worker_died()))).collect()
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap_or_else(|_| Err(worker_died())))
+                .collect()
         });
         let (mut gradients, mut loss, mut evidence_loss, mut tokens) = (Vec::new(), 0.0, 0.0, 0);
         for result in results {
@@ -439,19 +543,35 @@ impl Trainer<'_> {
         seed: u64,
     ) -> Result<Shard> {
         let share = shard.len() as f64 / texts as f64;
-        let cached: Option<Vec<Vec<f32>>> = self
-            .cache
+        let cached: Option<Vec<Vec<f32>>> = self.cache.as_ref().map(|cache| {
+            shard
+                .iter()
+                .map(|(i, _)| cache[*i].iter().map(|x| x.to_f32()).collect())
+                .collect()
+        });
+        let states = cached
             .as_ref()
-            .map(|cache| shard.iter().map(|(i, _)| cache[*i].iter().map(|x| x.to_f32()).collect()).collect());
-        let states = cached.as_ref().map(|states| states.iter().map(Vec::as_slice).collect());
-        let LabelledBatch { batch, targets, evidence } =
-            self.batcher.pack(shard.into_iter().map(|(_, e)| e).collect(), states);
+            .map(|states| states.iter().map(Vec::as_slice).collect());
+        let LabelledBatch {
+            batch,
+            targets,
+            evidence,
+        } = self
+            .batcher
+            .pack(shard.into_iter().map(|(_, e)| e).collect(), states);
         let values = parameters.trained(fixed)?;
-        let regularisation = Regularisation { dropout: self.options.dropout, seed };
-        let output = self.network.forward(&values, &batch, Some(regularisation))?;
+        let regularisation = Regularisation {
+            dropout: self.options.dropout,
+            seed,
+        };
+        let output = self
+            .network
+            .forward(&values, &batch, Some(regularisation))?;
         let targets: Vec<&[Option<Target>]> = targets.iter().map(Vec::as_slice).collect();
         let taxonomy = &self.network.taxonomy;
-        let task = ops::loss(&output.logits, |x| task_loss(taxonomy, &targets, self.options.smoothing, x))?;
+        let task = ops::loss(&output.logits, |x| {
+            task_loss(taxonomy, &targets, self.options.smoothing, x)
+        })?;
         let drawn = ops::loss(&output.scores, |x| {
             evidence_loss(taxonomy.num_queries(), &batch.texts, &evidence, x)
         })?;
@@ -492,26 +612,44 @@ impl Trainer<'_> {
                         let mut done = Vec::new();
                         loop {
                             let next = queue.lock().map_err(|_| worker_died())?.next();
-                            let Some((place, group)) = next else { return Ok(done) };
+                            let Some((place, group)) = next else {
+                                return Ok(done);
+                            };
                             done.push((place, pool.install(|| work(group))?));
                         }
                     })
                 })
                 .collect();
-            workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(worker_died()))).collect()
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap_or_else(|_| Err(worker_died())))
+                .collect()
         });
-        let mut ordered: Vec<(usize, Vec<T>)> =
-            done.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        let mut ordered: Vec<(usize, Vec<T>)> = done
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .collect();
         ordered.sort_by_key(|(place, _)| *place);
-        Ok(ordered.into_iter().flat_map(|(_, results)| results).collect())
+        Ok(ordered
+            .into_iter()
+            .flat_map(|(_, results)| results)
+            .collect())
     }
 
     /// Encoder logits of each report, in order.
     fn predict(&self, values: &Values, reports: &[LabelledReport]) -> Result<Vec<Vec<f32>>> {
-        let whole = Network { first_layer: 0, ..self.network.clone() };
+        let whole = Network {
+            first_layer: 0,
+            ..self.network.clone()
+        };
         self.in_groups(reports, |group| {
             let batch = self.batcher.pack(group, None).batch;
-            Ok(whole.forward(values, &batch, None)?.logits.to_vec2::<f32>()?)
+            Ok(whole
+                .forward(values, &batch, None)?
+                .logits
+                .to_vec2::<f32>()?)
         })
     }
 
@@ -520,10 +658,19 @@ impl Trainer<'_> {
         self.in_groups(self.data.train, |group| {
             let windows: Vec<usize> = group
                 .iter()
-                .map(|e| crate::text::windows(e.ids.len(), self.batcher.window.max_tokens, self.batcher.window.overlap).len())
+                .map(|e| {
+                    crate::text::windows(
+                        e.ids.len(),
+                        self.batcher.window.max_tokens,
+                        self.batcher.window.overlap,
+                    )
+                    .len()
+                })
                 .collect();
             let batch = self.batcher.pack(group, None).batch;
-            let states = self.network.encode(values, &batch, 0..self.network.first_layer, None)?;
+            let states = self
+                .network
+                .encode(values, &batch, 0..self.network.first_layer, None)?;
             let states: Vec<f32> = states.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
             let hidden = self.network.encoder.hidden_size;
             let mut spans = batch.windows.iter();
@@ -549,23 +696,37 @@ fn worker_died() -> Error {
 
 /// What two runs must share for one to go on from the other's checkpoint.
 fn fingerprint(options: &TrainOptions) -> String {
-    let options = TrainOptions { stop_after: None, checkpoint_minutes: 0.0, ..options.clone() };
+    let options = TrainOptions {
+        stop_after: None,
+        checkpoint_minutes: 0.0,
+        ..options.clone()
+    };
     serde_json::to_string(&options).unwrap_or_default()
 }
 
 /// The learning rate's factor after a share of the run: linear up, linear down.
 fn schedule(done: f64, warmup: f64) -> f32 {
-    let factor = if done < warmup { done / warmup } else { (1.0 - done) / (1.0 - warmup).max(1e-9) };
+    let factor = if done < warmup {
+        done / warmup
+    } else {
+        (1.0 - done) / (1.0 - warmup).max(1e-9)
+    };
     factor.clamp(0.0, 1.0) as f32
 }
 
 /// The score of each head by its kind. Heads without known targets are left out.
-fn scores(taxonomy: &Taxonomy, reports: &[LabelledReport], logits: &[Vec<f32>]) -> Vec<(String, f64)> {
+fn scores(
+    taxonomy: &Taxonomy,
+    reports: &[LabelledReport],
+    logits: &[Vec<f32>],
+) -> Vec<(String, f64)> {
     let mut scores = Vec::new();
     for (index, head) in taxonomy.heads().iter().enumerate() {
         let known = || {
             reports.iter().zip(logits).filter_map(|(report, logits)| {
-                report.targets[index].as_ref().map(|target| (target, &logits[head.logits()]))
+                report.targets[index]
+                    .as_ref()
+                    .map(|target| (target, &logits[head.logits()]))
             })
         };
         let holds = |target: &Target, place: usize| match target {
@@ -573,7 +734,8 @@ fn scores(taxonomy: &Taxonomy, reports: &[LabelledReport], logits: &[Vec<f32>]) 
             Target::Class(class) => place < *class,
         };
         let precision = |place: usize| {
-            let scored: Vec<(f32, bool)> = known().map(|(t, x)| (x[place], holds(t, place))).collect();
+            let scored: Vec<(f32, bool)> =
+                known().map(|(t, x)| (x[place], holds(t, place))).collect();
             metrics::average_precision(&scored)
         };
         let classes = |class: &dyn Fn(&[f32]) -> usize| {
@@ -587,11 +749,19 @@ fn scores(taxonomy: &Taxonomy, reports: &[LabelledReport], logits: &[Vec<f32>]) 
             continue;
         }
         let score = match head.kind() {
-            HeadKind::MultiLabel => Some(metrics::mean((0..head.labels().len()).filter_map(precision))),
+            HeadKind::MultiLabel => Some(metrics::mean(
+                (0..head.labels().len()).filter_map(precision),
+            )),
             HeadKind::Binary => precision(0),
-            HeadKind::SingleLabel => Some(classes(&|x| {
-                x.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i)
-            }).accuracy()),
+            HeadKind::SingleLabel => Some(
+                classes(&|x| {
+                    x.iter()
+                        .enumerate()
+                        .max_by(|a, b| a.1.total_cmp(b.1))
+                        .map_or(0, |(i, _)| i)
+                })
+                .accuracy(),
+            ),
             HeadKind::Ordinal => {
                 classes(&|x| x.iter().take_while(|x| **x > 0.0).count()).quadratic_weighted_kappa()
             }
