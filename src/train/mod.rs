@@ -2,4 +2,5 @@
 
 pub mod calibration;
 pub mod data;
+pub mod lexical;
 pub mod metrics;
