@@ -9,6 +9,7 @@ pub(crate) mod config;
 mod encoder;
 mod gemm;
 pub(crate) mod heads;
+pub(crate) mod lexical;
 mod ops;
 pub(crate) mod tokeniser;
 pub(crate) mod weights;

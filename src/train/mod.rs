@@ -6,6 +6,7 @@ pub mod calibration;
 mod checkpoint;
 mod data;
 mod kernels;
+pub mod lexical;
 mod loss;
 pub mod metrics;
 mod network;
