@@ -1,6 +1,7 @@
 //! Variants of a text as people might have written it: typing errors, missing
 //! diacritics, no capitals, no punctuation.
 
+use crate::text::NormalisedText;
 use rand::Rng;
 
 /// A text whose characters know where they stood in the original.
@@ -10,9 +11,12 @@ pub(crate) struct TracedText {
 }
 
 impl TracedText {
+    /// The text as the model reads it, normalised.
     pub(crate) fn new(text: &str) -> Self {
+        let normalised = NormalisedText::new(text);
+        let place = |(byte, c)| (c, normalised.original_char(byte));
         Self {
-            chars: text.chars().enumerate().map(|(i, c)| (c, i)).collect(),
+            chars: normalised.as_str().char_indices().map(place).collect(),
         }
     }
 

@@ -13,8 +13,10 @@ mod network;
 mod ops;
 mod options;
 mod parameters;
+mod pipeline;
 mod trainer;
 
 pub use data::{Evidence, LabelledReport, Target, read_labelled};
 pub use options::TrainOptions;
+pub use pipeline::{TrainJob, train};
 pub use trainer::{StepReport, TrainEvent};

@@ -65,14 +65,12 @@ pub enum TrainEvent {
     },
 }
 
-/// A trained network with what its bundle needs.
+/// The weights of the best epoch.
 pub(crate) struct Trained {
-    pub(crate) encoder: EncoderConfig,
     /// Name, shape and values of every tensor.
     pub(crate) tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
-    /// Encoder logits of the dev texts, by the network as it will be stored.
-    pub(crate) dev_logits: Vec<Vec<f32>>,
-    pub(crate) progress: (u64, u64, f64),
+    pub(crate) best_epoch: u64,
+    pub(crate) steps: u64,
 }
 
 /// A base encoder in Hugging Face layout.
@@ -177,6 +175,13 @@ impl Base {
     }
 }
 
+/// The default windows, cut to what the base can read at once.
+pub(crate) fn window(encoder: &EncoderConfig) -> WindowConfig {
+    let default = WindowConfig::default();
+    let max_tokens = default.max_tokens.min(encoder.max_tokens().saturating_sub(2));
+    WindowConfig { max_tokens, overlap: default.overlap.min(max_tokens / 4) }
+}
+
 /// What training reads.
 pub(crate) struct TrainingData<'a> {
     pub(crate) train: &'a [LabelledReport],
@@ -214,7 +219,7 @@ pub(crate) fn fine_tune(
             format!("cannot freeze {frozen} layers: the base has {layers}"),
         ));
     }
-    let window = WindowConfig::default();
+    let window = window(&base.config);
     let batcher = Batcher {
         tokenizer: &base.tokenizer,
         taxonomy,
@@ -412,25 +417,6 @@ impl Trainer<'_> {
             (session, session_tokens, saved) = (Instant::now(), 0, Instant::now());
         }
         checkpoint::load(&best_path, parameters)?;
-        self.finish(parameters, fixed, &progress)
-    }
-
-    /// The best averaged weights, rounded to f16 as they will be stored.
-    fn finish(
-        &self,
-        parameters: &mut Parameters,
-        fixed: &Values,
-        progress: &Progress,
-    ) -> Result<Trained> {
-        for parameter in &mut parameters.all {
-            if parameter.is_trained() {
-                for x in &mut parameter.average {
-                    *x = f16::from_f32(*x).to_f32();
-                }
-            }
-        }
-        let averaged = parameters.averaged(fixed)?;
-        let dev_logits = self.predict(&averaged, self.data.dev)?;
         let tensors = parameters
             .all
             .iter()
@@ -440,14 +426,9 @@ impl Trainer<'_> {
             })
             .collect();
         Ok(Trained {
-            encoder: self.network.encoder.clone(),
             tensors,
-            dev_logits,
-            progress: (
-                progress.best.map_or(progress.epoch, |(_, epoch)| epoch),
-                progress.step,
-                progress.seconds,
-            ),
+            best_epoch: progress.best.map_or(progress.epoch, |(_, epoch)| epoch),
+            steps: progress.step,
         })
     }
 
