@@ -6,11 +6,12 @@
 mod assessment;
 mod classifier;
 mod error;
+pub mod evaluation;
 pub mod model;
 mod report;
 mod taxonomy;
 pub mod text;
-mod train;
+pub mod train;
 
 pub use assessment::{
     Assessment, BinaryOutcome, LabelOutcome, LevelOutcome, ModelInfo, Outcome, Probability,

@@ -1,6 +1,8 @@
 //! Training and measuring models.
 
-pub mod calibration;
-pub mod data;
-pub mod lexical;
-pub mod metrics;
+pub(crate) mod calibration;
+mod data;
+pub(crate) mod lexical;
+pub(crate) mod metrics;
+
+pub use data::{Evidence, LabelledReport, Target, read_labelled};
