@@ -5,7 +5,7 @@
 
 mod bundle;
 pub(crate) mod calibration;
-mod config;
+pub(crate) mod config;
 mod encoder;
 mod gemm;
 pub(crate) mod heads;
