@@ -2,7 +2,7 @@
 
 use crate::assessment::{Assessment, ModelInfo};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::calibration::{HeadProbabilities, RawLogits};
+use crate::model::calibration::{Calibration, HeadProbabilities, RawLogits};
 use crate::model::heads::{AttentionWeights, Pooled};
 use crate::model::tokeniser::Tokens;
 use crate::model::{BundleFiles, Model, Precision, Scratch};
@@ -416,6 +416,10 @@ impl Classifier {
     /// ```
     pub fn taxonomy(&self) -> &Taxonomy {
         &self.inner.model.taxonomy
+    }
+
+    pub(crate) fn calibration(&self) -> &Calibration {
+        &self.inner.model.calibration
     }
 
     /// What encoder and lexical path say of a report before calibration.

@@ -6,6 +6,7 @@
 mod assessment;
 mod classifier;
 mod error;
+pub mod evaluation;
 pub mod model;
 mod report;
 mod taxonomy;
