@@ -5,10 +5,11 @@
 
 mod bundle;
 pub(crate) mod calibration;
-mod config;
+pub(crate) mod config;
 mod encoder;
 mod gemm;
 pub(crate) mod heads;
+pub(crate) mod lexical;
 mod ops;
 pub(crate) mod tokeniser;
 pub(crate) mod weights;
