@@ -174,9 +174,9 @@ impl ClassifierOptions {
     }
 
     pub(crate) fn load(&self, bundle: &BundleFiles) -> Result<Classifier> {
-        let threads = self.threads.unwrap_or_else(|| {
-            std::thread::available_parallelism().map_or(1, NonZero::get)
-        });
+        let threads = self
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get));
         for (name, value) in [("threads", threads), ("batch", self.batch)] {
             if value == 0 {
                 return Err(Error::new(
@@ -600,7 +600,13 @@ impl Model {
         let mut ids = std::mem::take(&mut scratch.ids);
         ids.clear();
         ids.push(config.bos_token_id);
-        ids.extend_from_slice(prepared.tokens.ids.get(window.tokens.clone()).unwrap_or(&[]));
+        ids.extend_from_slice(
+            prepared
+                .tokens
+                .ids
+                .get(window.tokens.clone())
+                .unwrap_or(&[]),
+        );
         ids.push(config.eos_token_id);
         let encoded = self.encoder.forward(&ids, scratch).map(drop);
         let tokens = ids.len();

@@ -37,7 +37,10 @@ fn config(model_type: &str, hidden_size: usize, heads: usize) -> EncoderConfig {
 fn tensors(config: &EncoderConfig, rng: &mut ChaCha8Rng) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let (width, inner) = (config.hidden_size, config.intermediate_size);
     let mut shapes = vec![
-        ("embeddings.word_embeddings.weight".to_owned(), vec![config.vocab_size, width]),
+        (
+            "embeddings.word_embeddings.weight".to_owned(),
+            vec![config.vocab_size, width],
+        ),
         (
             "embeddings.position_embeddings.weight".to_owned(),
             vec![config.max_position_embeddings, width],
@@ -80,11 +83,7 @@ fn tensors(config: &EncoderConfig, rng: &mut ChaCha8Rng) -> Vec<(String, Vec<usi
         .collect()
 }
 
-fn safetensors(
-    tensors: &[(String, Vec<usize>, Vec<f32>)],
-    prefix: &str,
-    dtype: Dtype,
-) -> Vec<u8> {
+fn safetensors(tensors: &[(String, Vec<usize>, Vec<f32>)], prefix: &str, dtype: Dtype) -> Vec<u8> {
     let bytes: Vec<Vec<u8>> = tensors
         .iter()
         .map(|(_, _, values)| {
@@ -133,7 +132,10 @@ fn stock(config: &EncoderConfig, tensors: &[(String, Vec<usize>, Vec<f32>)]) -> 
 }
 
 fn stock_hidden(model: &bert::BertModel, ids: &[u32]) -> Vec<f32> {
-    let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    let ids = Tensor::new(ids, &Device::Cpu)
+        .unwrap()
+        .unsqueeze(0)
+        .unwrap();
     let types = ids.zeros_like().unwrap();
     let hidden = model.forward(&ids, &types, None).unwrap();
     hidden.flatten_all().unwrap().to_vec1().unwrap()
@@ -145,13 +147,15 @@ fn ids(rng: &mut ChaCha8Rng, len: usize) -> Vec<u32> {
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum()
-    };
+    let dot =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum() };
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
@@ -169,7 +173,10 @@ fn f32_hidden_states_equal_stock_candle_bert_at_every_length() {
             let ids = ids(&mut rng, len);
             let hidden = encoder.forward(&ids, &mut scratch).unwrap();
             let difference = largest_difference(hidden, &stock_hidden(&stock, &ids));
-            assert!(difference <= 1e-4, "width {width}, {len} tokens: {difference}");
+            assert!(
+                difference <= 1e-4,
+                "width {width}, {len} tokens: {difference}"
+            );
         }
     }
 }
@@ -199,14 +206,18 @@ fn prefixed_and_half_precision_weights_load_as_the_same_encoder() {
     let config = config("bert", 24, 3);
     let tensors = tensors(&config, &mut rng);
     let ids = ids(&mut rng, 11);
-    let hidden: Vec<Vec<f32>> = [("", Dtype::F32), ("bert.", Dtype::F16), ("roberta.", Dtype::F32)]
-        .iter()
-        .map(|(prefix, dtype)| {
-            let bytes = safetensors(&tensors, prefix, *dtype);
-            let encoder = Encoder::from_safetensors(&config, &bytes, Precision::F32).unwrap();
-            encoder.forward(&ids, &mut Scratch::new()).unwrap().to_vec()
-        })
-        .collect();
+    let hidden: Vec<Vec<f32>> = [
+        ("", Dtype::F32),
+        ("bert.", Dtype::F16),
+        ("roberta.", Dtype::F32),
+    ]
+    .iter()
+    .map(|(prefix, dtype)| {
+        let bytes = safetensors(&tensors, prefix, *dtype);
+        let encoder = Encoder::from_safetensors(&config, &bytes, Precision::F32).unwrap();
+        encoder.forward(&ids, &mut Scratch::new()).unwrap().to_vec()
+    })
+    .collect();
     assert_eq!(hidden[0], hidden[1]);
     assert_eq!(hidden[0], hidden[2]);
 }
@@ -243,15 +254,26 @@ fn a_window_gives_the_same_bytes_whatever_was_encoded_before_it() {
     let window = ids(&mut rng, 23);
     for precision in [Precision::F32, Precision::Int8] {
         let encoder = Encoder::from_safetensors(&config, &bytes, precision).unwrap();
-        let alone = encoder.forward(&window, &mut Scratch::new()).unwrap().to_vec();
+        let alone = encoder
+            .forward(&window, &mut Scratch::new())
+            .unwrap()
+            .to_vec();
         let mut scratch = Scratch::new();
         for len in [80, 2, 40] {
             encoder.forward(&ids(&mut rng, len), &mut scratch).unwrap();
             assert_eq!(encoder.forward(&window, &mut scratch).unwrap(), alone);
         }
         // Inside a pool of several threads the sums are the same, too.
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-        let spread = pool.install(|| encoder.forward(&window, &mut Scratch::new()).unwrap().to_vec());
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(3)
+            .build()
+            .unwrap();
+        let spread = pool.install(|| {
+            encoder
+                .forward(&window, &mut Scratch::new())
+                .unwrap()
+                .to_vec()
+        });
         assert_eq!(spread, alone);
     }
 }
@@ -263,7 +285,11 @@ fn a_window_that_cannot_be_encoded_is_refused_with_its_length_or_id() {
     let bytes = safetensors(&tensors(&config, &mut rng), "", Dtype::F32);
     let encoder = Encoder::from_safetensors(&config, &bytes, Precision::F32).unwrap();
     let mut scratch = Scratch::new();
-    for (ids, message) in [(vec![], "0 tokens"), (vec![0; 81], "81 tokens"), (vec![0, 50], "id 50")] {
+    for (ids, message) in [
+        (vec![], "0 tokens"),
+        (vec![0; 81], "81 tokens"),
+        (vec![0, 50], "id 50"),
+    ] {
         let error = encoder.forward(&ids, &mut scratch).unwrap_err();
         assert!(error.to_string().contains(message), "{error}");
     }
@@ -306,7 +332,10 @@ fn the_base_encoder_equals_its_float64_reference() {
                 largest_difference(&hidden[..config.hidden_size], &bos),
                 largest_difference(&mean, &floats(&case["mean"])),
             );
-            eprintln!("{precision} {} tokens: bos {first}, mean {average}", ids.len());
+            eprintln!(
+                "{precision} {} tokens: bos {first}, mean {average}",
+                ids.len()
+            );
             assert!(first <= allowed && average <= allowed, "{first} {average}");
         }
     }

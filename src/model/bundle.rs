@@ -328,17 +328,13 @@ impl Model {
             }
         }
         let taxonomy = std::str::from_utf8(bundle.file(TAXONOMY)?).map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidBundle,
-                format!("{TAXONOMY} is not UTF-8"),
-            )
-            .with_source(error)
+            Error::new(ErrorKind::InvalidBundle, format!("{TAXONOMY} is not UTF-8"))
+                .with_source(error)
         })?;
         let taxonomy = Taxonomy::from_toml(taxonomy)
             .map_err(|error| Error::new(error.kind(), format!("{TAXONOMY}: {error}")))?;
         let calibration = Calibration::from_json(bundle.file(CALIBRATION)?, &taxonomy)?;
-        let tokeniser =
-            Tokeniser::from_json(bundle.file(TOKENIZER)?, config.encoder.vocab_size)?;
+        let tokeniser = Tokeniser::from_json(bundle.file(TOKENIZER)?, config.encoder.vocab_size)?;
         let weights = Weights::new(bundle.file(WEIGHTS)?)?;
         let encoder = Encoder::from_weights(&config.encoder, &weights, precision)?;
         let heads = Heads::from_weights(
@@ -516,7 +512,10 @@ impl BundleParts {
         let mut stored = Vec::with_capacity(self.tensors.len());
         for tensor in &self.tensors {
             if tensor.shape.iter().product::<usize>() != tensor.values.len() {
-                return Err(wrong(tensor, "it has another number of values than its shape"));
+                return Err(wrong(
+                    tensor,
+                    "it has another number of values than its shape",
+                ));
             }
             let values = tensor.values.iter();
             let (dtype, bytes): (_, Vec<u8>) = match tensor.dtype {

@@ -175,11 +175,7 @@ impl Encoder {
             }
             layers.push(Layer {
                 qkv: Linear::new(&gemm, &weight, bias, width, precision)?,
-                attention_output: linear(
-                    &format!("{layer}.attention.output.dense"),
-                    width,
-                    width,
-                )?,
+                attention_output: linear(&format!("{layer}.attention.output.dense"), width, width)?,
                 attention_norm: norm(&format!("{layer}.attention.output.LayerNorm"))?,
                 intermediate: linear(
                     &format!("{layer}.intermediate.dense"),

@@ -129,11 +129,17 @@ impl Linear {
         let outputs = bias.len();
         let shape = [inputs, outputs];
         let weight = match precision {
-            Precision::F32 => Packed::F32(gemm.float.prepack_b(matrix(weight, shape, [1, inputs])?)),
+            Precision::F32 => {
+                Packed::F32(gemm.float.prepack_b(matrix(weight, shape, [1, inputs])?))
+            }
             Precision::Int8 => {
                 // Without VNNI the kernel adds pairs of products in 16 bits:
                 // 2 * 255 * 64 = 32,640 fits, 2 * 255 * 127 would saturate.
-                let limit = if gemm.int8.may_saturate() { 64.0 } else { 127.0 };
+                let limit = if gemm.int8.may_saturate() {
+                    64.0
+                } else {
+                    127.0
+                };
                 let (quantised, scales) = quantise_weight(weight, inputs, limit);
                 let view = Matrix::from_slice_with_strides(shape, &quantised, [1, inputs])
                     .map_err(|_| refused(GemmError::KSizeMismatch))?;
@@ -316,8 +322,14 @@ mod tests {
     fn int8_products_of_the_largest_values_do_not_saturate() {
         let inputs = 64;
         let mut gemm = Gemm::default();
-        let linear =
-            Linear::new(&gemm, &vec![1.0; inputs], vec![0.0], inputs, Precision::Int8).unwrap();
+        let linear = Linear::new(
+            &gemm,
+            &vec![1.0; inputs],
+            vec![0.0],
+            inputs,
+            Precision::Int8,
+        )
+        .unwrap();
         let mut out = [0.0];
         linear
             .forward(&mut gemm, &vec![1.0; inputs], 1, Activation::None, &mut out)

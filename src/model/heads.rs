@@ -121,7 +121,12 @@ impl Heads {
 
     /// Pools the tokens `range` of a window of `tokens` that [`Heads::score`]
     /// has scored. `range` must not be empty.
-    pub fn pool(&self, tokens: usize, range: Range<usize>, scratch: &mut Scratch) -> Result<Pooled> {
+    pub fn pool(
+        &self,
+        tokens: usize,
+        range: Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Result<Pooled> {
         let width = self.hidden_size;
         let count = range.len();
         let hidden = &scratch.hidden[range.start * width..range.end * width];

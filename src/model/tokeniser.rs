@@ -72,19 +72,23 @@ impl Tokeniser {
     pub fn encode(&self, text: &str) -> Result<Tokens> {
         let mut tokens = Tokens::default();
         for piece in pieces(text, PIECE) {
-            let encoding = self.inner.encode(&text[piece.clone()], false).map_err(|_| {
-                // The cause is left out since it could quote the text.
-                Error::new(
-                    ErrorKind::InvalidReport,
-                    "the text cannot be cut into tokens",
-                )
-            })?;
+            let encoding = self
+                .inner
+                .encode(&text[piece.clone()], false)
+                .map_err(|_| {
+                    // The cause is left out since it could quote the text.
+                    Error::new(
+                        ErrorKind::InvalidReport,
+                        "the text cannot be cut into tokens",
+                    )
+                })?;
             tokens.ids.extend_from_slice(encoding.get_ids());
-            tokens
-                .spans
-                .extend(encoding.get_offsets().iter().map(|(start, end)| {
-                    ((piece.start + start) as u32, (piece.start + end) as u32)
-                }));
+            tokens.spans.extend(
+                encoding
+                    .get_offsets()
+                    .iter()
+                    .map(|(start, end)| ((piece.start + start) as u32, (piece.start + end) as u32)),
+            );
         }
         Ok(tokens)
     }
