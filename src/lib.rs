@@ -11,7 +11,7 @@ pub mod model;
 mod report;
 mod taxonomy;
 pub mod text;
-mod train;
+pub mod train;
 
 pub use assessment::{
     Assessment, BinaryOutcome, LabelOutcome, LevelOutcome, ModelInfo, Outcome, Probability,

@@ -5,6 +5,7 @@ mod completions;
 mod model;
 mod progress;
 mod table;
+mod train;
 
 use clap::{Parser, Subcommand};
 use lyhord::ErrorKind;
@@ -28,6 +29,7 @@ out (named on standard error), 130 interrupted.";
 #[derive(Subcommand)]
 enum Command {
     Classify(classify::Args),
+    Train(train::Args),
     Model(model::Args),
     Completions(completions::Args),
 }
@@ -44,6 +46,7 @@ type Result<T = Exit> = std::result::Result<T, Box<dyn Error>>;
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Classify(args) => classify::run(args),
+        Command::Train(args) => train::run(args),
         Command::Model(args) => model::run(args),
         Command::Completions(args) => completions::run(args),
     };

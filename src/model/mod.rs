@@ -5,10 +5,11 @@
 
 mod bundle;
 pub(crate) mod calibration;
-mod config;
+pub(crate) mod config;
 mod encoder;
 mod gemm;
 pub(crate) mod heads;
+pub(crate) mod lexical;
 mod ops;
 pub(crate) mod tokeniser;
 pub(crate) mod weights;
@@ -18,3 +19,4 @@ pub use bundle::{BundleFiles, BundleParts, Manifest, NamedTensor, TensorType};
 pub use config::{EncoderConfig, WindowConfig};
 pub use encoder::{Encoder, Scratch};
 pub use gemm::Precision;
+pub use lexical::LexicalModel;

@@ -1,5 +1,22 @@
-//! Training and measuring models.
+//! Fine-tuning a model on labelled reports.
 
+mod augment;
+mod batch;
 pub mod calibration;
-pub mod data;
+mod checkpoint;
+mod data;
+mod kernels;
+pub mod lexical;
+mod loss;
 pub mod metrics;
+mod network;
+mod ops;
+mod options;
+mod parameters;
+mod pipeline;
+mod trainer;
+
+pub use data::{Evidence, LabelledReport, Target, read_labelled};
+pub use options::TrainOptions;
+pub use pipeline::{TrainJob, train};
+pub use trainer::{StepReport, TrainEvent};

@@ -4,19 +4,17 @@ use super::encoding::Encoding;
 use super::{Place, ReadOptions, Rejection, Row, Source, columns, failed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::Report;
-use csv::ByteRecord;
+use csv_core::ReadRecordResult;
 use std::io::{BufRead, Cursor, Read};
 use std::sync::Arc;
 
 pub(super) struct CsvRows {
     name: Arc<str>,
-    reader: csv::Reader<Box<dyn Read + Send>>,
+    records: Records,
     encoding: Encoding,
     num_columns: usize,
     text_at: usize,
     id_at: Option<usize>,
-    /// Kept between rows to save allocations.
-    record: ByteRecord,
     rows: u64,
     ended: bool,
 }
@@ -31,58 +29,44 @@ impl CsvRows {
         } = source;
         let first = first_record(&mut *reader).map_err(|error| failed(&name, error))?;
         let delimiter = options.delimiter.unwrap_or_else(|| guess_delimiter(&first));
-        let whole: Box<dyn Read + Send> = Box::new(Cursor::new(first).chain(reader));
-        let mut reader = csv::ReaderBuilder::new()
-            .delimiter(delimiter)
-            .flexible(true)
-            .from_reader(whole);
-        let header = reader
-            .byte_headers()
-            .map_err(|error| failed(&name, error.into()))?;
-        encoding.see(header.as_slice());
-        let names = header
-            .iter()
-            .map(|column| Some(encoding.decode(column)?.into_owned()))
+        let mut records = Records::new(Box::new(Cursor::new(first).chain(reader)), delimiter);
+        records.advance().map_err(|error| failed(&name, error))?;
+        encoding.see(records.bytes());
+        let names = (0..records.len())
+            .map(|at| Some(encoding.decode(records.cell(at))?.into_owned()))
             .collect::<Option<Vec<String>>>()
             .ok_or_else(|| invalid(&name, "has column names that are not UTF-8"))?;
-        let names_iter = || names.iter().map(String::as_str);
-        let Some(text_at) = columns::text_column(names_iter(), options.text_column.as_deref())
-        else {
-            return Err(no_column(
-                &name,
-                "text",
-                &names,
-                options.text_column.as_deref(),
-            ));
+        let iter = || names.iter().map(String::as_str);
+        let stated = options.text_column.as_deref();
+        let Some(text_at) = columns::text_column(iter(), stated) else {
+            return Err(no_column(&name, "text", &names, stated));
         };
-        let id_at = columns::id_column(names_iter(), options.id_column.as_deref());
-        if id_at.is_none() && options.id_column.is_some() {
-            return Err(no_column(&name, "id", &names, options.id_column.as_deref()));
+        let stated = options.id_column.as_deref();
+        let id_at = columns::id_column(iter(), stated);
+        if id_at.is_none() && stated.is_some() {
+            return Err(no_column(&name, "id", &names, stated));
         }
         Ok(Self {
             name,
-            reader,
+            records,
             encoding,
             num_columns: names.len(),
             text_at,
             id_at,
-            record: ByteRecord::new(),
             rows: 0,
             ended: false,
         })
     }
 
     fn report(&mut self) -> Result<Report, Rejection> {
-        let surplus = self.record.iter().skip(self.num_columns);
-        if self.record.len() < self.num_columns || surplus.clone().any(|cell| !cell.is_empty()) {
-            return Err(Rejection::WrongColumns {
-                found: self.record.len(),
-                expected: self.num_columns,
-            });
+        let (found, expected) = (self.records.len(), self.num_columns);
+        let is_filled = |at| !self.records.cell(at).is_empty();
+        if found < expected || (expected..found).any(is_filled) {
+            return Err(Rejection::WrongColumns { found, expected });
         }
-        self.encoding.see(self.record.as_slice());
-        let mut cell = |at: usize| {
-            let bytes = self.record.get(at).unwrap_or_default();
+        self.encoding.see(self.records.bytes());
+        let mut cell = |at| {
+            let bytes = self.records.cell(at);
             self.encoding.decode(bytes).ok_or(Rejection::NotUtf8)
         };
         let report = Report::new(cell(self.text_at)?);
@@ -104,14 +88,14 @@ impl Iterator for CsvRows {
         if self.ended {
             return None;
         }
-        match self.reader.read_byte_record(&mut self.record) {
+        match self.records.advance() {
             Ok(true) => {
                 self.rows += 1;
                 let place = Place {
                     input: self.name.clone(),
                     row: self.rows,
-                    line: self.record.position().map_or(0, csv::Position::line),
-                    end: self.reader.position().byte(),
+                    line: self.records.start_line,
+                    end: self.records.read,
                 };
                 Some(Ok(Row {
                     place,
@@ -124,10 +108,111 @@ impl Iterator for CsvRows {
             }
             Err(error) => {
                 self.ended = true;
-                Some(Err(failed(&self.name, error.into())))
+                Some(Err(failed(&self.name, error)))
             }
         }
     }
+}
+
+/// The records of a CSV input, one at a time, and where each begins. The csv
+/// crate's own reader counts lines differently after `\r\n` and blank lines,
+/// so this drives its parser directly.
+struct Records {
+    reader: Box<dyn BufRead + Send>,
+    parser: csv_core::Reader,
+    /// The record's cells one after the other, and where each ends; both
+    /// longer than what is in use.
+    cells: Vec<u8>,
+    ends: Vec<usize>,
+    len: usize,
+    /// The line on which the record begins, and that of the next byte.
+    start_line: u64,
+    line: u64,
+    /// How many bytes have been read.
+    read: u64,
+}
+
+impl Records {
+    fn new(reader: Box<dyn BufRead + Send>, delimiter: u8) -> Self {
+        Self {
+            reader,
+            parser: csv_core::ReaderBuilder::new().delimiter(delimiter).build(),
+            cells: vec![0; 1 << 12],
+            ends: vec![0; 1 << 5],
+            len: 0,
+            start_line: 1,
+            line: 1,
+            read: 0,
+        }
+    }
+
+    /// Goes on to the next record; false when there is none.
+    fn advance(&mut self) -> std::io::Result<bool> {
+        self.len = 0;
+        let mut used = 0;
+        let mut is_before = true;
+        loop {
+            let input = self.reader.fill_buf()?;
+            if is_before {
+                let is_break = |byte: &&u8| matches!(byte, b'\r' | b'\n');
+                let breaks = input.iter().take_while(is_break).count();
+                if breaks > 0 {
+                    self.line += newlines(input, breaks);
+                    self.read += breaks as u64;
+                    self.reader.consume(breaks);
+                    continue;
+                }
+                is_before = false;
+                self.start_line = self.line;
+            }
+            let (result, read, written, ended) = self.parser.read_record(
+                input,
+                self.cells.get_mut(used..).unwrap_or_default(),
+                self.ends.get_mut(self.len..).unwrap_or_default(),
+            );
+            self.line += newlines(input, read);
+            self.read += read as u64;
+            self.reader.consume(read);
+            used += written;
+            self.len += ended;
+            match result {
+                ReadRecordResult::InputEmpty => {}
+                ReadRecordResult::OutputFull => self.cells.resize(self.cells.len() * 2, 0),
+                ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
+                ReadRecordResult::Record => return Ok(true),
+                ReadRecordResult::End => return Ok(false),
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A cell; empty if there is none.
+    fn cell(&self, at: usize) -> &[u8] {
+        let ends = self.ends.get(..self.len).unwrap_or_default();
+        let start = at
+            .checked_sub(1)
+            .map_or(Some(0), |at| ends.get(at).copied());
+        match (start, ends.get(at)) {
+            (Some(start), Some(end)) => self.cells.get(start..*end).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+
+    /// All cells, one after the other.
+    fn bytes(&self) -> &[u8] {
+        let last = self.len.checked_sub(1).and_then(|at| self.ends.get(at));
+        last.and_then(|end| self.cells.get(..*end))
+            .unwrap_or_default()
+    }
+}
+
+/// How many line breaks are among the first bytes.
+fn newlines(bytes: &[u8], first: usize) -> u64 {
+    let breaks = bytes.iter().take(first).filter(|byte| **byte == b'\n');
+    breaks.count() as u64
 }
 
 /// So much is looked at for the first record, should a quote never close.
@@ -241,7 +326,15 @@ mod tests {
                 found(2, 4, "2", "g"),
             ];
             assert_eq!(read(text.as_bytes()), wanted);
-            assert_eq!(read(text.replace('\n', "\r\n").as_bytes())[1], wanted[1]);
+            // With other line breaks, and blank lines that don't count as rows.
+            let windows = text.replace("\n2", "\n\n\n2").replace('\n', "\r\n");
+            assert_eq!(
+                read(windows.as_bytes()),
+                [
+                    found(1, 2, "1", "a; b, c\td \"e\"\r\nf"),
+                    found(2, 6, "2", "g")
+                ]
+            );
         }
         assert_eq!(read(b"text\na, b; c\n")[0].2, Ok((None, "a, b; c".into())));
     }

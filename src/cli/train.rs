@@ -1,0 +1,186 @@
+//! `lyhord train`.
+
+use super::{Exit, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use lyhord::train::{TrainEvent, TrainJob, TrainOptions, train};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Fine-tune a model on labelled reports
+///
+/// Writes a bundle that `classify --model` reads. A killed run goes on from its
+/// last checkpoint when the same command is given again.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Labelled reports to train on, JSON Lines; may be given several times
+    #[arg(long, required = true, value_name = "FILE")]
+    data: Vec<PathBuf>,
+    /// Labelled reports to choose the best epoch, calibrate and measure with;
+    /// never trained on; may be given several times
+    #[arg(long, required = true, value_name = "FILE")]
+    dev: Vec<PathBuf>,
+    /// The heads and labels
+    #[arg(long, value_name = "FILE", default_value = "fixtures/taxonomy/taxonomy.toml")]
+    taxonomy: PathBuf,
+    /// The base encoder: a folder in Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    base: PathBuf,
+    /// The folder for the bundle
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// The model's name [default: the output folder's]
+    #[arg(long)]
+    name: Option<String>,
+    /// The model's version
+    #[arg(long, default_value = "1.0.0")]
+    version: String,
+    /// Markdown that the model card begins with
+    #[arg(long, value_name = "FILE")]
+    card: Option<PathBuf>,
+    /// Where to compute; cuda needs a build with --features candle-core/cuda
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceName,
+    /// Where to write one JSON object a step [default: training/log.jsonl in
+    /// the output folder]
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum DeviceName {
+    Cpu,
+    Cuda,
+}
+
+/// One argument for each setting whose name and default are the library's.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Training options")]
+struct Options {
+    /// Passes over the training data
+    #[arg(long)]
+    epochs: Option<u64>,
+    /// Peak learning rate of the encoder's top layer
+    #[arg(long)]
+    encoder_rate: Option<f32>,
+    /// Peak learning rate of label attention and heads
+    #[arg(long)]
+    head_rate: Option<f32>,
+    /// Each layer's learning rate as a share of the next one's
+    #[arg(long)]
+    layer_decay: Option<f32>,
+    /// Tokens in one optimiser step
+    #[arg(long)]
+    tokens_per_step: Option<usize>,
+    /// Dropout probability
+    #[arg(long)]
+    dropout: Option<f32>,
+    /// Keep the embeddings and this many of the lowest layers fixed and compute
+    /// them once, for a machine without a GPU; 0 keeps the embeddings only
+    #[arg(long, value_name = "N")]
+    freeze: Option<usize>,
+    /// Don't vary texts by typing errors and the like
+    #[arg(long)]
+    no_augment: bool,
+    /// Epochs without a better dev score before training stops
+    #[arg(long)]
+    patience: Option<u64>,
+    /// The same seed and threads give the same model
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Threads
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Minutes between checkpoints
+    #[arg(long)]
+    checkpoint_minutes: Option<f64>,
+}
+
+impl Options {
+    fn build(self) -> TrainOptions {
+        let mut options = TrainOptions::default();
+        fn set<T>(target: &mut T, value: Option<T>) {
+            if let Some(value) = value {
+                *target = value;
+            }
+        }
+        set(&mut options.epochs, self.epochs);
+        set(&mut options.encoder_rate, self.encoder_rate);
+        set(&mut options.head_rate, self.head_rate);
+        set(&mut options.layer_decay, self.layer_decay);
+        set(&mut options.tokens_per_step, self.tokens_per_step);
+        set(&mut options.dropout, self.dropout);
+        set(&mut options.patience, self.patience);
+        set(&mut options.seed, self.seed);
+        set(&mut options.threads, self.threads);
+        set(&mut options.checkpoint_minutes, self.checkpoint_minutes);
+        options.freeze = self.freeze;
+        options.augment = !self.no_augment;
+        options
+    }
+}
+
+pub fn run(args: Args) -> Result {
+    let name = args.name.or_else(|| Some(args.output.file_name()?.to_str()?.to_owned()));
+    let job = TrainJob {
+        data: args.data,
+        dev: args.dev,
+        taxonomy: args.taxonomy,
+        base: args.base,
+        name: name.unwrap_or_else(|| "model".to_owned()),
+        version: args.version,
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        card: args.card,
+        cuda: args.device == DeviceName::Cuda,
+        output: args.output,
+    };
+    let options = args.options.build();
+    let log_path = args.log.unwrap_or_else(|| job.output.join("training/log.jsonl"));
+    let mut log = open_log(&log_path)?;
+    let bar = ProgressBar::new(1000 * options.epochs);
+    bar.set_style(ProgressStyle::with_template("{wide_bar} {percent} %  {msg}")?);
+    let manifest = train(&job, &options, &mut |event| {
+        // A full disk must not end a run of hours: the log is only an aid.
+        if let Ok(line) = serde_json::to_string(event) {
+            let _ = writeln!(log, "{line}");
+        }
+        match event {
+            TrainEvent::Resumed { step } => {
+                bar.println(format!("going on after step {step}"));
+            }
+            TrainEvent::Step(step) => {
+                bar.set_position((1000.0 * step.epoch) as u64);
+                let left = indicatif::HumanDuration(std::time::Duration::from_secs_f64(
+                    step.seconds_left.clamp(0.0, 1e7),
+                ));
+                bar.set_message(format!(
+                    "loss {:.3}  {:.0} tokens/s  {left} left",
+                    step.loss, step.tokens_per_second
+                ));
+            }
+            TrainEvent::Epoch { epoch, score, heads } => {
+                let heads: Vec<String> =
+                    heads.iter().map(|(name, score)| format!("{name} {score:.3}")).collect();
+                let line = format!("epoch {epoch}: dev score {score:.4} ({})", heads.join(", "));
+                match bar.is_hidden() {
+                    true => super::message(format_args!("{line}")),
+                    false => bar.println(line),
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    println!("{} {} is in {}", manifest.name, manifest.version, job.output.display());
+    Ok(Exit::Done)
+}
+
+fn open_log(path: &std::path::Path) -> std::io::Result<File> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
+}

@@ -1,0 +1,456 @@
+//! Fits the lexical path to labelled reports.
+//!
+//! Every logit is a logistic regression of its own, one against the rest,
+//! with an L2 penalty. All are solved together by dual coordinate descent
+//! (Yu, Huang and Lin 2011, "Dual coordinate descent methods for logistic
+//! regression and maximum entropy models", algorithm 5, as in liblinear): a
+//! text's features are visited once for all logits, whose weights lie side by
+//! side.
+//!
+//! Where a report's evidence is marked, each label's passages are one more
+//! training text: it has that label, lacks those that the report lacks, and
+//! is left out of the report's other labels, which its passages may show too.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::lexical::{
+    GramScratch, LexicalConfig, LexicalModel, LexicalScratch, for_each_gram, kind,
+};
+use crate::taxonomy::{HeadKind, Taxonomy};
+use crate::text::NormalisedText;
+use crate::train::data::{LabelledReport, Target};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use std::collections::HashMap;
+
+/// How the lexical path is fitted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LexicalOptions {
+    /// How much a training error costs against large weights (liblinear's C).
+    pub cost: f64,
+    /// In how many texts an n-gram must occur to become a feature.
+    pub minimum_texts: usize,
+    /// The most features that the model keeps: the most frequent ones.
+    pub maximum_features: usize,
+    /// Decides the order in which texts are visited.
+    pub seed: u64,
+}
+
+impl Default for LexicalOptions {
+    fn default() -> Self {
+        Self {
+            cost: 10.0,
+            minimum_texts: 2,
+            maximum_features: 160_000,
+            seed: 1,
+        }
+    }
+}
+
+/// How many folds [`out_of_fold_logits`] makes.
+const FOLDS: u64 = 5;
+
+/// Rounds over the texts at most; some fifteen are usual.
+const ROUNDS: usize = 60;
+
+/// The largest slope of the dual objective at which the fit is done, as a
+/// share of 1: more exact weights no longer change the order of texts.
+const TOLERANCE: f64 = 0.1;
+
+/// Fits a lexical path. Unknown targets are left out of their logits.
+///
+/// # Errors
+///
+/// [`ErrorKind::InvalidData`] when a report's targets do not fit the taxonomy
+/// or no n-gram occurs in enough texts.
+pub fn fit(
+    taxonomy: &Taxonomy,
+    reports: &[LabelledReport],
+    options: &LexicalOptions,
+) -> Result<LexicalModel> {
+    let texts = texts(taxonomy, reports)?;
+    fit_to(taxonomy, &texts.iter().collect::<Vec<_>>(), options)
+}
+
+/// The logits of each report by a lexical path that was fitted without it:
+/// the reports are dealt into five folds by a hash of their ids, and each fold
+/// is given the logits of a fit to the other four. A second model stacked on
+/// these sees them as they will be for new texts.
+///
+/// # Errors
+///
+/// As [`fit`].
+pub fn out_of_fold_logits(
+    taxonomy: &Taxonomy,
+    reports: &[LabelledReport],
+    options: &LexicalOptions,
+) -> Result<Vec<Vec<f32>>> {
+    let texts = texts(taxonomy, reports)?;
+    let mut logits = vec![Vec::new(); reports.len()];
+    let mut scratch = LexicalScratch::default();
+    for fold in 0..FOLDS {
+        let others: Vec<&Text> = texts.iter().filter(|text| text.fold != fold).collect();
+        if others.len() == texts.len() {
+            continue;
+        }
+        let model = fit_to(taxonomy, &others, options)?;
+        for (report, logits) in reports.iter().zip(&mut logits) {
+            if fold_of(&report.id) == fold {
+                let text = NormalisedText::new(&report.text);
+                *logits = model.logits(text.as_str(), &mut scratch);
+            }
+        }
+    }
+    Ok(logits)
+}
+
+/// The fold of a report, by its id alone, so that adding reports moves none.
+fn fold_of(id: &str) -> u64 {
+    // FNV-1a; its upper bits are the better mixed ones.
+    let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    (hash >> 33) % FOLDS
+}
+
+/// One text to learn from: a report, or its evidence for one label.
+struct Text {
+    /// N-grams by key, ascending, and how often each occurs.
+    grams: Vec<(u32, u32)>,
+    /// By logit, see [`signs`].
+    signs: Vec<i8>,
+    fold: u64,
+    whole: bool,
+}
+
+fn texts(taxonomy: &Taxonomy, reports: &[LabelledReport]) -> Result<Vec<Text>> {
+    let mut scratch = GramScratch::default();
+    let mut texts = Vec::with_capacity(reports.len());
+    for report in reports {
+        let signs = signs(taxonomy, report)?;
+        let fold = fold_of(&report.id);
+        for evidence in &report.evidence {
+            let Some(signs) = evidence_signs(taxonomy, &signs, evidence.query) else {
+                continue;
+            };
+            let mut passages = String::new();
+            for span in &evidence.spans {
+                let length = span.end.saturating_sub(span.start);
+                passages.extend(report.text.chars().skip(span.start).take(length));
+                passages.push('\n');
+            }
+            texts.push(Text {
+                grams: grams(&passages, &mut scratch),
+                signs,
+                fold,
+                whole: false,
+            });
+        }
+        texts.push(Text {
+            grams: grams(&report.text, &mut scratch),
+            signs,
+            fold,
+            whole: true,
+        });
+    }
+    Ok(texts)
+}
+
+/// The signs of a multi-label head's evidence, from those of its report.
+fn evidence_signs(taxonomy: &Taxonomy, report: &[i8], query: usize) -> Option<Vec<i8>> {
+    let mut heads = taxonomy.heads().iter();
+    let head = heads
+        .find(|head| head.kind() == HeadKind::MultiLabel && head.queries().contains(&query))?;
+    let mut signs = vec![0; report.len()];
+    let own = head.logits().start + query - head.queries().start;
+    for index in head.logits() {
+        signs[index] = if index == own {
+            1
+        } else {
+            report[index].min(0)
+        };
+    }
+    Some(signs)
+}
+
+fn grams(text: &str, scratch: &mut GramScratch) -> Vec<(u32, u32)> {
+    let text = NormalisedText::new(text);
+    let mut keys = Vec::new();
+    let config = LexicalConfig::new(0);
+    for_each_gram(&config, text.as_str(), scratch, |key| keys.push(key));
+    keys.sort_unstable();
+    keys.chunk_by(|a, b| a == b)
+        .filter_map(|same| Some((*same.first()?, same.len() as u32)))
+        .collect()
+}
+
+/// For each logit, 1 where it should be high, -1 where low, 0 where unknown.
+fn signs(taxonomy: &Taxonomy, report: &LabelledReport) -> Result<Vec<i8>> {
+    let mut signs = vec![0; taxonomy.num_logits()];
+    for (head, target) in taxonomy.heads().iter().zip(&report.targets) {
+        let Some(target) = target else { continue };
+        for (index, sign) in signs[head.logits()].iter_mut().enumerate() {
+            let holds = match (head.kind(), target) {
+                (HeadKind::MultiLabel, Target::Labels(labels)) => labels.contains(&index),
+                (HeadKind::SingleLabel, Target::Class(class)) => *class == index,
+                (HeadKind::Ordinal, Target::Class(level)) => *level > index,
+                (HeadKind::Binary, Target::Class(class)) => *class == 1,
+                _ => {
+                    return Err(Error::new(
+                        ErrorKind::InvalidData,
+                        format!(
+                            "report {} has a target of another kind than head `{}`",
+                            report.id,
+                            head.name()
+                        ),
+                    ));
+                }
+            };
+            *sign = if holds { 1 } else { -1 };
+        }
+    }
+    Ok(signs)
+}
+
+fn fit_to(taxonomy: &Taxonomy, texts: &[&Text], options: &LexicalOptions) -> Result<LexicalModel> {
+    let features = features(texts, options);
+    if features.is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidData,
+            format!(
+                "no word occurs in {} of the training texts, so that a lexical path has nothing to learn from",
+                options.minimum_texts,
+            ),
+        ));
+    }
+    let places: HashMap<u32, u32> = features
+        .iter()
+        .enumerate()
+        .map(|(place, &(key, _))| (key, place as u32))
+        .collect();
+    let rows: Vec<Row> = texts
+        .iter()
+        .map(|text| Row {
+            values: values(&text.grams, &features, &places),
+            signs: &text.signs,
+        })
+        .collect();
+    let (weights, bias) = solve(&rows, features.len(), taxonomy.num_logits(), options);
+    let config = LexicalConfig::new(features.len());
+    LexicalModel::new(config, &features, &weights, bias)
+}
+
+/// The n-grams that become features, by ascending key, with their idf. Only
+/// whole reports are counted: their evidence would count the same words again.
+fn features(texts: &[&Text], options: &LexicalOptions) -> Vec<(u32, f32)> {
+    let mut frequencies: HashMap<u32, u32> = HashMap::new();
+    let mut total = 1.0;
+    for text in texts.iter().filter(|text| text.whole) {
+        total += 1.0;
+        for &(key, _) in &text.grams {
+            *frequencies.entry(key).or_default() += 1;
+        }
+    }
+    let mut kept: Vec<(u32, u32)> = frequencies
+        .into_iter()
+        .filter(|&(_, texts)| texts as usize >= options.minimum_texts.max(1))
+        .collect();
+    kept.sort_unstable_by_key(|&(key, texts)| (std::cmp::Reverse(texts), key));
+    kept.truncate(options.maximum_features);
+    kept.sort_unstable();
+    kept.into_iter()
+        .map(|(key, texts)| (key, (total / (1.0 + texts as f32)).ln() + 1.0))
+        .collect()
+}
+
+/// The tf-idf values of one text by feature, words and characters each of
+/// length 1: what `model::lexical` computes, idf included.
+fn values(
+    text: &[(u32, u32)],
+    features: &[(u32, f32)],
+    places: &HashMap<u32, u32>,
+) -> Vec<(u32, f32)> {
+    let mut squares = [0.0f32; 2];
+    let mut values: Vec<(u32, f32)> = text
+        .iter()
+        .filter_map(|&(key, count)| {
+            let &place = places.get(&key)?;
+            let value = (1.0 + (count as f32).ln()) * features[place as usize].1;
+            squares[kind(key)] += value * value;
+            Some((place, value))
+        })
+        .collect();
+    for (place, value) in &mut values {
+        *value /= squares[kind(features[*place as usize].0)].sqrt();
+    }
+    values
+}
+
+/// One training text.
+struct Row<'a> {
+    /// Feature and value.
+    values: Vec<(u32, f32)>,
+    /// By logit, see [`signs`].
+    signs: &'a [i8],
+}
+
+/// The weights `[features, logits]` and the biases `[logits]` of lowest
+/// `|w|^2 / 2 + cost * sum of ln(1 + exp(-sign * logit))` for each logit.
+///
+/// The bias is the weight of a value 1 in every text, as in liblinear.
+fn solve(
+    rows: &[Row],
+    num_features: usize,
+    width: usize,
+    options: &LexicalOptions,
+) -> (Vec<f32>, Vec<f32>) {
+    let cost = options.cost;
+    let mut weights = vec![0.0f32; num_features * width];
+    let mut bias = vec![0.0f32; width];
+    // The dual variable of each text and logit, and the rest of `cost`. Both
+    // are kept, since near either end their difference would lose its digits.
+    let mut used = vec![0.0f32; rows.len() * width];
+    let mut rest = vec![0.0f32; rows.len() * width];
+    let mut change = vec![0.0f32; width];
+    let mut logits = vec![0.0f32; width];
+
+    let first = (0.001 * cost).min(1e-8) as f32;
+    for (index, row) in rows.iter().enumerate() {
+        for (logit, &sign) in row.signs.iter().enumerate() {
+            change[logit] = first * f32::from(sign);
+            used[index * width + logit] = first;
+            rest[index * width + logit] = cost as f32 - first;
+        }
+        add(row, &change, &mut weights, &mut bias);
+    }
+    let squares: Vec<f64> = rows
+        .iter()
+        .map(|row| {
+            let values = row.values.iter();
+            1.0 + values.map(|&(_, x)| f64::from(x).powi(2)).sum::<f64>()
+        })
+        .collect();
+
+    let mut random = ChaCha8Rng::seed_from_u64(options.seed);
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    let mut inner_tolerance = 1e-2;
+    for _ in 0..ROUNDS {
+        order.shuffle(&mut random);
+        let mut steepest = 0.0f64;
+        let mut newton_steps = 0usize;
+        for &index in &order {
+            let row = &rows[index];
+            logits.copy_from_slice(&bias);
+            for &(feature, value) in &row.values {
+                let feature = feature as usize * width;
+                let weights = &weights[feature..feature + width];
+                for (logit, weight) in logits.iter_mut().zip(weights) {
+                    *logit += weight * value;
+                }
+            }
+            let own = index * width..(index + 1) * width;
+            let pairs = used[own.clone()].iter_mut().zip(&mut rest[own]);
+            let mut moved = false;
+            for (logit, (used, rest)) in pairs.enumerate() {
+                change[logit] = 0.0;
+                let sign = row.signs[logit];
+                if sign == 0 {
+                    continue;
+                }
+                let step = Step {
+                    cost,
+                    square: squares[index],
+                    margin: f64::from(logits[logit]) * f64::from(sign),
+                    tolerance: inner_tolerance,
+                }
+                .take(f64::from(*used), f64::from(*rest));
+                steepest = steepest.max(step.slope);
+                newton_steps += step.iterations;
+                if step.iterations > 0 {
+                    change[logit] = ((step.used - f64::from(*used)) * f64::from(sign)) as f32;
+                    (*used, *rest) = (step.used as f32, step.rest as f32);
+                    moved = true;
+                }
+            }
+            if moved {
+                add(row, &change, &mut weights, &mut bias);
+            }
+        }
+        if steepest < TOLERANCE {
+            break;
+        }
+        if newton_steps <= rows.len() * width / 10 {
+            inner_tolerance = f64::max(inner_tolerance * 0.1, 1e-6);
+        }
+    }
+    (weights, bias)
+}
+
+fn add(row: &Row, change: &[f32], weights: &mut [f32], bias: &mut [f32]) {
+    for &(feature, value) in &row.values {
+        let feature = feature as usize * change.len();
+        let weights = &mut weights[feature..feature + change.len()];
+        for (weight, change) in weights.iter_mut().zip(change) {
+            *weight += change * value;
+        }
+    }
+    for (bias, change) in bias.iter_mut().zip(change) {
+        *bias += change;
+    }
+}
+
+/// The minimisation over one dual variable.
+struct Step {
+    cost: f64,
+    /// The squared length of the text's values.
+    square: f64,
+    /// The logit times the sign.
+    margin: f64,
+    tolerance: f64,
+}
+
+struct Taken {
+    used: f64,
+    rest: f64,
+    /// The slope before the first iteration.
+    slope: f64,
+    iterations: usize,
+}
+
+impl Step {
+    /// Newton's method on whichever of the variable and its rest is the
+    /// smaller at the minimum, where the logarithm is steep (section 3.3 of
+    /// the paper).
+    fn take(&self, used: f64, rest: f64) -> Taken {
+        let swap = 0.5 * self.square * (rest - used) + self.margin < 0.0;
+        let (old, sign) = if swap { (rest, -1.0) } else { (used, 1.0) };
+        let slope_at =
+            |z: f64| self.square * (z - old) + sign * self.margin + (z / (self.cost - z)).ln();
+        let mut z = if self.cost - old < 0.5 * self.cost {
+            0.1 * old
+        } else {
+            old
+        };
+        let mut slope = slope_at(z);
+        let first = slope.abs();
+        let mut iterations = 0;
+        while slope.abs() >= self.tolerance && iterations < 100 {
+            let curvature = self.square + self.cost / (self.cost - z) / z;
+            let next = z - slope / curvature;
+            z = if next <= 0.0 { 0.1 * z } else { next };
+            slope = slope_at(z);
+            iterations += 1;
+        }
+        let (used, rest) = if swap {
+            (self.cost - z, z)
+        } else {
+            (z, self.cost - z)
+        };
+        Taken {
+            used,
+            rest,
+            slope: first,
+            iterations,
+        }
+    }
+}

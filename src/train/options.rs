@@ -1,0 +1,99 @@
+//! The settings of a training run.
+
+use serde::{Deserialize, Serialize};
+
+/// How to train. The defaults are those of the shipped model.
+///
+/// # Examples
+///
+/// ```
+/// use lyhord::train::TrainOptions;
+///
+/// let mut options = TrainOptions::default();
+/// options.epochs = 2;
+/// assert_eq!(options.seed, 1);
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct TrainOptions {
+    /// Passes over the training data. Default 5.
+    pub epochs: u64,
+    /// Peak learning rate of the encoder's top layer. Default 1e-4.
+    pub encoder_rate: f32,
+    /// Peak learning rate of label attention and heads. Default 3e-3.
+    pub head_rate: f32,
+    /// Each layer's learning rate as a share of the next one's (Howard and
+    /// Ruder 2018). Default 0.95.
+    pub layer_decay: f32,
+    /// Share of the run in which the rate rises from zero. Default 0.1.
+    pub warmup: f64,
+    /// Decoupled weight decay of matrices. Default 0.01.
+    pub weight_decay: f32,
+    /// Largest global norm of a gradient. Default 5.
+    pub clip: f32,
+    /// Tokens in one optimiser step. Default 2,000.
+    pub tokens_per_step: usize,
+    /// Dropout probability. Default 0.1.
+    pub dropout: f32,
+    /// How far targets are drawn towards indifference. Default 0.02.
+    pub smoothing: f32,
+    /// Weight of the loss that draws label attention to marked evidence.
+    /// Default 0.2.
+    pub evidence_weight: f32,
+    /// Decay per step of the weights' moving average, which is what is
+    /// evaluated and kept. Default 0.995.
+    pub average_decay: f32,
+    /// Size of the label-attention projection. Default 256.
+    pub attention_size: usize,
+    /// Whether to vary texts by typing errors, lost diacritics, capitals and
+    /// punctuation. Default true.
+    pub augment: bool,
+    /// Whether to put short texts together where there is a multi-label head.
+    /// Default true.
+    pub compose: bool,
+    /// Keeps the embeddings and this many of the lowest layers fixed. With one
+    /// or more the hidden states after them are computed once, so texts are
+    /// neither varied nor put together. Default none: everything is trained.
+    pub freeze: Option<usize>,
+    /// Epochs without a better score on the dev data before training stops.
+    /// Default 2.
+    pub patience: u64,
+    /// Decides initial weights, order, variants and dropout. The same seed and
+    /// number of threads give the same model. Default 1.
+    pub seed: u64,
+    /// Parts that each step is computed in, one thread each. Default 2.
+    pub threads: usize,
+    /// Minutes between checkpoints. Default 5.
+    pub checkpoint_minutes: f64,
+    /// Stops after this many steps, as a killed run would. Default none.
+    pub stop_after: Option<u64>,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            epochs: 5,
+            encoder_rate: 1e-4,
+            head_rate: 3e-3,
+            layer_decay: 0.95,
+            warmup: 0.1,
+            weight_decay: 0.01,
+            clip: 5.0,
+            tokens_per_step: 2000,
+            dropout: 0.1,
+            smoothing: 0.02,
+            evidence_weight: 0.2,
+            average_decay: 0.995,
+            attention_size: 256,
+            augment: true,
+            compose: true,
+            freeze: None,
+            patience: 2,
+            seed: 1,
+            threads: 2,
+            checkpoint_minutes: 5.0,
+            stop_after: None,
+        }
+    }
+}

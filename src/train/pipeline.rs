@@ -1,0 +1,207 @@
+//! From data and a base encoder to a bundle.
+
+use super::calibration::{self, FitOptions};
+use super::data::{LabelledReport, Target, read_labelled};
+use super::lexical::{self, LexicalOptions};
+use super::options::TrainOptions;
+use super::trainer::{self, Base, TrainEvent, TrainingData};
+use crate::classifier::ClassifierOptions;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::calibration::{Calibration, RawLogits};
+use crate::model::{BundleParts, Manifest, NamedTensor, TensorType};
+use crate::report::Report;
+use crate::taxonomy::Taxonomy;
+use candle_core::Device;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What to train on, from what, and where to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainJob {
+    /// Files of labelled reports to train on, see [`read_labelled`].
+    pub data: Vec<PathBuf>,
+    /// Files of labelled reports that decide which epoch is kept and that
+    /// calibration and thresholds are fitted on. They are never trained on.
+    pub dev: Vec<PathBuf>,
+    /// The taxonomy file.
+    pub taxonomy: PathBuf,
+    /// The folder of the base encoder, in Hugging Face layout.
+    pub base: PathBuf,
+    /// The folder for the bundle. Checkpoints are kept in its subfolder
+    /// `training`, which may be deleted afterwards.
+    pub output: PathBuf,
+    /// The model's name.
+    pub name: String,
+    /// The model's version.
+    pub version: String,
+    /// For the manifest: the command that runs this job.
+    pub command: String,
+    /// What the model card says before its figures, in Markdown.
+    pub card: Option<PathBuf>,
+    /// Whether to train on an NVIDIA GPU. It needs candle built with CUDA.
+    pub cuda: bool,
+}
+
+/// Fine-tunes a base encoder, fits the lexical path, calibrates both on the dev
+/// data and writes the bundle. Run again after an interruption, it goes on from
+/// the last checkpoint.
+///
+/// # Errors
+///
+/// Those of reading data, taxonomy and base, [`ErrorKind::InvalidOption`] for
+/// settings that cannot be used or a checkpoint of another run,
+/// [`ErrorKind::Compute`] when training diverges, and whatever `events` gives.
+///
+/// # Examples
+///
+/// ```no_run
+/// use lyhord::train::{TrainEvent, TrainJob, TrainOptions, train};
+///
+/// let job = TrainJob {
+///     data: vec!["train.jsonl".into()],
+///     dev: vec!["dev.jsonl".into()],
+///     taxonomy: "taxonomy.toml".into(),
+///     base: "models/base/multilingual-e5-small-sv".into(),
+///     output: "my-model".into(),
+///     name: "my-model".into(),
+///     version: "1.0.0".into(),
+///     command: String::new(),
+///     card: None,
+///     cuda: false,
+/// };
+/// let manifest = train(&job, &TrainOptions::default(), &mut |event| {
+///     if let TrainEvent::Epoch { epoch, score, .. } = event {
+///         eprintln!("epoch {epoch}: {score:.3}");
+///     }
+///     Ok(())
+/// })?;
+/// println!("{}", manifest.name);
+/// # Ok::<(), lyhord::Error>(())
+/// ```
+pub fn train(
+    job: &TrainJob,
+    options: &TrainOptions,
+    events: &mut dyn FnMut(&TrainEvent) -> Result<()>,
+) -> Result<Manifest> {
+    let taxonomy_text = std::fs::read_to_string(&job.taxonomy)
+        .map_err(|error| Error::io(&job.taxonomy, "read", error))?;
+    let taxonomy = Arc::new(Taxonomy::from_file(&job.taxonomy)?);
+    let data = read_all(&job.data, &taxonomy)?;
+    let dev = read_all(&job.dev, &taxonomy)?;
+    apart(&data, &dev)?;
+    let base = Base::load(&job.base)?;
+    let device = match job.cuda {
+        false => Device::Cpu,
+        true => Device::new_cuda(0).map_err(|error| {
+            Error::new(
+                ErrorKind::InvalidOption,
+                "no CUDA device can be used: build with --features candle-core/cuda on a machine with an NVIDIA GPU",
+            )
+            .with_source(error)
+        })?,
+    };
+    let hashes = hashes(job)?;
+    let training = job.output.join("training");
+    std::fs::create_dir_all(&training).map_err(|error| Error::io(&training, "make", error))?;
+    let trained = trainer::fine_tune(
+        &base,
+        &taxonomy,
+        &TrainingData { train: &data, dev: &dev, fingerprint: hashes.to_string() },
+        options,
+        &device,
+        &training,
+        events,
+    )?;
+    let words = lexical::fit(&taxonomy, &data, &LexicalOptions::default())?;
+    let mut tensors: Vec<NamedTensor> = trained
+        .tensors
+        .into_iter()
+        .map(|(name, shape, values)| NamedTensor { name, shape, values, dtype: TensorType::F16 })
+        .collect();
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut parts = BundleParts {
+        name: job.name.clone(),
+        version: job.version.clone(),
+        encoder: base.config.clone(),
+        attention_size: options.attention_size,
+        lexical: Some(words),
+        window: trainer::window(&base.config),
+        tokenizer: base.tokenizer_json.clone(),
+        taxonomy: taxonomy_text,
+        calibration: Calibration::neutral(&taxonomy).to_json()?,
+        model_card: String::new(),
+        tensors,
+        training: serde_json::json!({
+            "command": job.command,
+            "seed": options.seed,
+            "options": options,
+            "inputs": hashes,
+            "texts": { "train": data.len(), "dev": dev.len() },
+            "best_epoch": trained.best_epoch,
+            "steps": trained.steps,
+            "engine": env!("CARGO_PKG_VERSION"),
+        }),
+        metrics: serde_json::Value::Null,
+    };
+    // The calibration is fitted to what inference will really say, with
+    // weights rounded to f16 and long texts cut into windows.
+    let raw = raw_logits(&parts, &dev)?;
+    let targets: Vec<Vec<Option<Target>>> = dev.iter().map(|r| r.targets.clone()).collect();
+    let fitted = calibration::fit(&taxonomy, &raw, &targets, &FitOptions::default())?;
+    parts.calibration = fitted.to_json()?;
+    let evaluation = crate::evaluation::cross_fitted(&taxonomy, &dev, &raw)?;
+    parts.metrics = evaluation.to_json()?;
+    parts.model_card = card(job, &evaluation)?;
+    parts.write(&job.output)
+}
+
+/// What both paths say of each report, before calibration.
+fn raw_logits(parts: &BundleParts, reports: &[LabelledReport]) -> Result<Vec<RawLogits>> {
+    let classifier = ClassifierOptions::new().load(&parts.files()?)?;
+    let texts: Vec<Report> = reports.iter().map(|r| Report::new(r.text.clone())).collect();
+    classifier.raw_stream(texts).map(|(_, raw)| raw).collect()
+}
+
+fn card(job: &TrainJob, evaluation: &crate::evaluation::Evaluation) -> Result<String> {
+    let prose = match &job.card {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?,
+        None => format!("# {} {}\n", job.name, job.version),
+    };
+    Ok(format!("{}\n\n{}", prose.trim_end(), evaluation.to_markdown()))
+}
+
+fn read_all(paths: &[PathBuf], taxonomy: &Taxonomy) -> Result<Vec<LabelledReport>> {
+    let mut reports = Vec::new();
+    for path in paths {
+        reports.extend(read_labelled(path, taxonomy)?);
+    }
+    if reports.is_empty() {
+        return Err(Error::new(ErrorKind::InvalidOption, "no file of labelled reports was named"));
+    }
+    Ok(reports)
+}
+
+/// Refuses data of which a text is both trained on and measured with.
+fn apart(data: &[LabelledReport], dev: &[LabelledReport]) -> Result<()> {
+    let texts: std::collections::HashSet<&str> = data.iter().map(|r| r.text.trim()).collect();
+    match dev.iter().find(|report| texts.contains(report.text.trim())) {
+        None => Ok(()),
+        Some(report) => Err(Error::new(
+            ErrorKind::InvalidData,
+            format!("the dev record {} has the same text as a training record; take it out of one of them", report.id),
+        )),
+    }
+}
+
+/// SHA-256 of every file that decides the outcome.
+fn hashes(job: &TrainJob) -> Result<serde_json::Value> {
+    let hash = |path: &Path| -> Result<(String, serde_json::Value)> {
+        let bytes = std::fs::read(path).map_err(|error| Error::io(path, "read", error))?;
+        let hex: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok((path.display().to_string(), hex.into()))
+    };
+    let base = ["config.json", "tokenizer.json", "model.safetensors"].map(|name| job.base.join(name));
+    let files = job.data.iter().chain(&job.dev).chain([&job.taxonomy]).chain(&base);
+    Ok(files.map(|path| hash(path)).collect::<Result<serde_json::Map<_, _>>>()?.into())
+}
