@@ -16,6 +16,10 @@ const UNUSED_ROWS: usize = 128;
 /// no padding, and `</s>` in a report is not the end of it.
 pub(crate) struct Tokeniser {
     inner: Tokenizer,
+    /// Ids that only the engine may set, as that of `</s>`.
+    specials: Vec<u32>,
+    /// What stands for a special token that a text spells out.
+    unknown: u32,
 }
 
 /// A text's content tokens, without specials.
@@ -54,7 +58,15 @@ impl Tokeniser {
         inner
             .with_truncation(None)
             .map_err(|error| invalid("cannot be used".to_owned()).with_source(error))?;
-        inner.set_encode_special_tokens(true);
+        let specials: Vec<u32> = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter_map(|(id, token)| token.special.then_some(id))
+            .collect();
+        let unknown = ["<unk>", "[UNK]"]
+            .into_iter()
+            .find_map(|token| inner.token_to_id(token))
+            .ok_or_else(|| invalid("has neither <unk> nor [UNK]".to_owned()))?;
         let ids = inner
             .get_vocab(true)
             .into_values()
@@ -65,7 +77,11 @@ impl Tokeniser {
                 "has a vocabulary of {ids}, config.json states a vocab_size of {vocab_size}"
             )));
         }
-        Ok(Self { inner })
+        Ok(Self {
+            inner,
+            specials,
+            unknown,
+        })
     }
 
     /// The content tokens of a text.
@@ -82,7 +98,13 @@ impl Tokeniser {
                         "the text cannot be cut into tokens",
                     )
                 })?;
-            tokens.ids.extend_from_slice(encoding.get_ids());
+            let ids = encoding.get_ids().iter();
+            tokens
+                .ids
+                .extend(ids.map(|id| match self.specials.contains(id) {
+                    true => self.unknown,
+                    false => *id,
+                }));
             tokens.spans.extend(
                 encoding
                     .get_offsets()
