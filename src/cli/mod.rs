@@ -2,6 +2,7 @@
 
 mod classify;
 mod completions;
+mod evaluate;
 mod model;
 mod progress;
 mod table;
@@ -29,6 +30,7 @@ out (named on standard error), 130 interrupted.";
 #[derive(Subcommand)]
 enum Command {
     Classify(classify::Args),
+    Evaluate(evaluate::Args),
     Train(train::Args),
     Model(model::Args),
     Completions(completions::Args),
@@ -46,6 +48,7 @@ type Result<T = Exit> = std::result::Result<T, Box<dyn Error>>;
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Classify(args) => classify::run(args),
+        Command::Evaluate(args) => evaluate::run(args),
         Command::Train(args) => train::run(args),
         Command::Model(args) => model::run(args),
         Command::Completions(args) => completions::run(args),
