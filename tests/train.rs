@@ -20,9 +20,18 @@ fn topic_texts(count: usize, offset: usize) -> String {
     let words = [
         ("sport", ["matchen", "målet", "laget", "tränaren", "ligan"]),
         ("resor", ["tåget", "båten", "flyget", "resan", "hotellet"]),
-        ("halsa", ["medicinen", "läkaren", "febern", "sjukhuset", "provet"]),
+        (
+            "halsa",
+            ["medicinen", "läkaren", "febern", "sjukhuset", "provet"],
+        ),
     ];
-    let frames = ["Vi pratade om", "I går kom", "Ingen såg", "Alla väntade på", "Till slut fick vi"];
+    let frames = [
+        "Vi pratade om",
+        "I går kom",
+        "Ingen såg",
+        "Alla väntade på",
+        "Till slut fick vi",
+    ];
     let mut lines = String::new();
     for i in offset..offset + count {
         let (topic, words) = words[i % 3];
@@ -106,7 +115,9 @@ fn another_agency_trains_on_its_own_labels_without_touching_rust() {
     let right = dev
         .iter()
         .filter(|report| {
-            let assessment = classifier.assess(&Report::new(report.text.clone())).unwrap();
+            let assessment = classifier
+                .assess(&Report::new(report.text.clone()))
+                .unwrap();
             let json = serde_json::to_value(&assessment).unwrap();
             let index = taxonomy.heads()[0].label_index(json["topic"]["code"].as_str().unwrap());
             Some(lyhord::train::Target::Class(index.unwrap())) == report.targets[0]
@@ -151,7 +162,10 @@ fn a_checkpoint_of_other_options_is_refused() {
     options.seed += 1;
     let error = train(&job, &options, &mut |_| Ok(())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidOption);
-    assert!(error.to_string().contains("checkpoint.safetensors"), "{error}");
+    assert!(
+        error.to_string().contains("checkpoint.safetensors"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -165,7 +179,10 @@ fn frozen_layers_keep_the_weights_of_the_base() {
     let tensors = |path: &Path| {
         let bytes = fs::read(path.join("model.safetensors")).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let owned = tensors.tensors().into_iter().map(|(n, t)| (n, t.data().to_vec()));
+        let owned = tensors
+            .tensors()
+            .into_iter()
+            .map(|(n, t)| (n, t.data().to_vec()));
         owned.collect::<std::collections::HashMap<_, _>>()
     };
     let (base, tuned) = (tensors(&job.base), tensors(&job.output));
@@ -196,10 +213,19 @@ fn records_that_do_not_fit_the_taxonomy_are_named_by_file_line_and_field() {
         (r#"{"text": "   "}"#, "`text`"),
         (r#"{"text": "Hemlig text.", "severity": 7}"#, "from 0 to 4"),
         (r#"{"text": "Hemlig text.", "harm": "ja"}"#, "`harm`"),
-        (r#"{"text": "Hemlig text.", "risk_areas": ["okänd"]}"#, "okänd"),
+        (
+            r#"{"text": "Hemlig text.", "risk_areas": ["okänd"]}"#,
+            "okänd",
+        ),
         (r#"{"text": "Hemlig text.", "sector": "okänd"}"#, "`sector`"),
-        (r#"{"text": "Hemlig text.", "evidence": {"fall": [[3, 99]]}}"#, "ends after"),
-        (r#"{"text": "Hemlig text.", "evidence": {"annat": [[3, 9]]}}"#, "annat"),
+        (
+            r#"{"text": "Hemlig text.", "evidence": {"fall": [[3, 99]]}}"#,
+            "ends after",
+        ),
+        (
+            r#"{"text": "Hemlig text.", "evidence": {"annat": [[3, 9]]}}"#,
+            "annat",
+        ),
     ] {
         fs::write(&path, format!("{good}\n\n{bad}\n")).unwrap();
         let error = read_labelled(&path, &taxonomy).unwrap_err();

@@ -21,7 +21,11 @@ pub struct Args {
     #[arg(long, required = true, value_name = "FILE")]
     dev: Vec<PathBuf>,
     /// The heads and labels
-    #[arg(long, value_name = "FILE", default_value = "fixtures/taxonomy/taxonomy.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "fixtures/taxonomy/taxonomy.toml"
+    )]
     taxonomy: PathBuf,
     /// The base encoder: a folder in Hugging Face layout
     #[arg(long, value_name = "DIR")]
@@ -123,7 +127,9 @@ impl Options {
 }
 
 pub fn run(args: Args) -> Result {
-    let name = args.name.or_else(|| Some(args.output.file_name()?.to_str()?.to_owned()));
+    let name = args
+        .name
+        .or_else(|| Some(args.output.file_name()?.to_str()?.to_owned()));
     let job = TrainJob {
         data: args.data,
         dev: args.dev,
@@ -137,10 +143,14 @@ pub fn run(args: Args) -> Result {
         output: args.output,
     };
     let options = args.options.build();
-    let log_path = args.log.unwrap_or_else(|| job.output.join("training/log.jsonl"));
+    let log_path = args
+        .log
+        .unwrap_or_else(|| job.output.join("training/log.jsonl"));
     let mut log = open_log(&log_path)?;
     let bar = ProgressBar::new(1000 * options.epochs);
-    bar.set_style(ProgressStyle::with_template("{wide_bar} {percent} %  {msg}")?);
+    bar.set_style(ProgressStyle::with_template(
+        "{wide_bar} {percent} %  {msg}",
+    )?);
     let manifest = train(&job, &options, &mut |event| {
         // A full disk must not end a run of hours: the log is only an aid.
         if let Ok(line) = serde_json::to_string(event) {
@@ -160,9 +170,15 @@ pub fn run(args: Args) -> Result {
                     step.loss, step.tokens_per_second
                 ));
             }
-            TrainEvent::Epoch { epoch, score, heads } => {
-                let heads: Vec<String> =
-                    heads.iter().map(|(name, score)| format!("{name} {score:.3}")).collect();
+            TrainEvent::Epoch {
+                epoch,
+                score,
+                heads,
+            } => {
+                let heads: Vec<String> = heads
+                    .iter()
+                    .map(|(name, score)| format!("{name} {score:.3}"))
+                    .collect();
                 let line = format!("epoch {epoch}: dev score {score:.4} ({})", heads.join(", "));
                 match bar.is_hidden() {
                     true => super::message(format_args!("{line}")),
@@ -174,7 +190,12 @@ pub fn run(args: Args) -> Result {
         Ok(())
     })?;
     bar.finish_and_clear();
-    println!("{} {} is in {}", manifest.name, manifest.version, job.output.display());
+    println!(
+        "{} {} is in {}",
+        manifest.name,
+        manifest.version,
+        job.output.display()
+    );
     Ok(Exit::Done)
 }
 

@@ -6,8 +6,8 @@ use super::lexical::{self, LexicalOptions};
 use super::options::TrainOptions;
 use super::trainer::{self, Base, TrainEvent, TrainingData};
 use crate::classifier::ClassifierOptions;
-use crate::evaluation::{self, Evaluation, EvaluationOptions};
 use crate::error::{Error, ErrorKind, Result};
+use crate::evaluation::{self, Evaluation, EvaluationOptions};
 use crate::model::calibration::{Calibration, RawLogits};
 use crate::model::{BundleParts, Manifest, NamedTensor, TensorType};
 use crate::report::Report;
@@ -108,7 +108,11 @@ pub fn train(
     let trained = trainer::fine_tune(
         &base,
         &taxonomy,
-        &TrainingData { train: &data, dev: &dev, fingerprint: hashes.to_string() },
+        &TrainingData {
+            train: &data,
+            dev: &dev,
+            fingerprint: hashes.to_string(),
+        },
         options,
         &device,
         &training,
@@ -118,7 +122,12 @@ pub fn train(
     let mut tensors: Vec<NamedTensor> = trained
         .tensors
         .into_iter()
-        .map(|(name, shape, values)| NamedTensor { name, shape, values, dtype: TensorType::F16 })
+        .map(|(name, shape, values)| NamedTensor {
+            name,
+            shape,
+            values,
+            dtype: TensorType::F16,
+        })
         .collect();
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let mut parts = BundleParts {
@@ -149,8 +158,10 @@ pub fn train(
     // weights rounded to f16 and long texts cut into windows.
     let classifier = ClassifierOptions::new().load(&parts.files()?)?;
     let texts: Vec<Report> = dev.iter().map(|r| Report::new(r.text.clone())).collect();
-    let raw: Vec<RawLogits> =
-        classifier.raw_stream(texts).map(|(_, raw)| raw).collect::<Result<_>>()?;
+    let raw: Vec<RawLogits> = classifier
+        .raw_stream(texts)
+        .map(|(_, raw)| raw)
+        .collect::<Result<_>>()?;
     let targets: Vec<Vec<Option<Target>>> = dev.iter().map(|r| r.targets.clone()).collect();
     let fitted = calibration::fit(&taxonomy, &raw, &targets, &FitOptions::default())?;
     let mut how = EvaluationOptions::default();
@@ -178,10 +189,16 @@ fn metrics(evaluation: &Evaluation) -> serde_json::Value {
 /// The model card: what the caller says, then the figures.
 fn card(job: &TrainJob, evaluation: &Evaluation) -> Result<String> {
     let prose = match &job.card {
-        Some(path) => std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?,
+        Some(path) => {
+            std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?
+        }
         None => format!("# {} {}\n", job.name, job.version),
     };
-    let dev: Vec<String> = job.dev.iter().map(|path| path.display().to_string()).collect();
+    let dev: Vec<String> = job
+        .dev
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     Ok(format!(
         "{}\n\n## Figures\n\nMeasured on {} with 95 % bootstrap intervals.\n\n```text\n{evaluation}```\n",
         prose.trim_end(),
@@ -195,7 +212,10 @@ fn read_all(paths: &[PathBuf], taxonomy: &Taxonomy) -> Result<Vec<LabelledReport
         reports.extend(read_labelled(path, taxonomy)?);
     }
     if reports.is_empty() {
-        return Err(Error::new(ErrorKind::InvalidOption, "no file of labelled reports was named"));
+        return Err(Error::new(
+            ErrorKind::InvalidOption,
+            "no file of labelled reports was named",
+        ));
     }
     Ok(reports)
 }
@@ -207,7 +227,10 @@ fn apart(data: &[LabelledReport], dev: &[LabelledReport]) -> Result<()> {
         None => Ok(()),
         Some(report) => Err(Error::new(
             ErrorKind::InvalidData,
-            format!("the dev record {} has the same text as a training record; take it out of one of them", report.id),
+            format!(
+                "the dev record {} has the same text as a training record; take it out of one of them",
+                report.id
+            ),
         )),
     }
 }
@@ -216,10 +239,22 @@ fn apart(data: &[LabelledReport], dev: &[LabelledReport]) -> Result<()> {
 fn hashes(job: &TrainJob) -> Result<serde_json::Value> {
     let hash = |path: &Path| -> Result<(String, serde_json::Value)> {
         let bytes = std::fs::read(path).map_err(|error| Error::io(path, "read", error))?;
-        let hex: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Ok((path.display().to_string(), hex.into()))
     };
-    let base = ["config.json", "tokenizer.json", "model.safetensors"].map(|name| job.base.join(name));
-    let files = job.data.iter().chain(&job.dev).chain([&job.taxonomy]).chain(&base);
-    Ok(files.map(|path| hash(path)).collect::<Result<serde_json::Map<_, _>>>()?.into())
+    let base =
+        ["config.json", "tokenizer.json", "model.safetensors"].map(|name| job.base.join(name));
+    let files = job
+        .data
+        .iter()
+        .chain(&job.dev)
+        .chain([&job.taxonomy])
+        .chain(&base);
+    Ok(files
+        .map(|path| hash(path))
+        .collect::<Result<serde_json::Map<_, _>>>()?
+        .into())
 }

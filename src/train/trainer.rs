@@ -178,8 +178,13 @@ impl Base {
 /// The default windows, cut to what the base can read at once.
 pub(crate) fn window(encoder: &EncoderConfig) -> WindowConfig {
     let default = WindowConfig::default();
-    let max_tokens = default.max_tokens.min(encoder.max_tokens().saturating_sub(2));
-    WindowConfig { max_tokens, overlap: default.overlap.min(max_tokens / 4) }
+    let max_tokens = default
+        .max_tokens
+        .min(encoder.max_tokens().saturating_sub(2));
+    WindowConfig {
+        max_tokens,
+        overlap: default.overlap.min(max_tokens / 4),
+    }
 }
 
 /// What training reads.
