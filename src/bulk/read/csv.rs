@@ -5,7 +5,7 @@ use super::{Place, ReadOptions, Rejection, Row, Source, columns, failed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::Report;
 use csv_core::ReadRecordResult;
-use std::io::{BufRead, Cursor, Read};
+use std::io::{self, BufRead, Cursor, Read};
 use std::sync::Arc;
 
 pub(super) struct CsvRows {
@@ -153,12 +153,16 @@ impl Records {
     }
 
     /// Goes on to the next record; false when there is none.
-    fn advance(&mut self) -> std::io::Result<bool> {
+    fn advance(&mut self) -> io::Result<bool> {
         self.len = 0;
         let (mut used, mut quotes) = (0, 0);
         let mut is_before = true;
         loop {
-            let input = self.reader.fill_buf()?;
+            let input = match self.reader.fill_buf() {
+                Ok(input) => input,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
             if is_before {
                 let is_break = |byte: &&u8| matches!(byte, b'\r' | b'\n');
                 let breaks = input.iter().take_while(is_break).count();
@@ -228,7 +232,7 @@ const MAX_FIRST_RECORD: usize = 1 << 20;
 
 /// The bytes of the first record, and perhaps more: up to the first line
 /// break outside quotes.
-fn first_record(reader: &mut dyn BufRead) -> std::io::Result<Vec<u8>> {
+fn first_record(reader: &mut dyn BufRead) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut reader = reader.take(MAX_FIRST_RECORD as u64);
     while reader.read_until(b'\n', &mut bytes)? > 0 {
@@ -362,6 +366,14 @@ mod tests {
         assert_eq!(rows[0].2, Err(wrong(1)));
         assert_eq!(rows[1].2, Err(wrong(3)));
         assert_eq!(rows[2], found(3, 4, "3", "c"));
+    }
+
+    #[test]
+    fn cells_and_rows_may_be_of_any_length() {
+        let (long, columns) = ("å".repeat(100_000), ";b".repeat(100));
+        let csv = format!("id;text;{columns}\n1;\"{long}\";{columns}\n2;{long};{columns}\n");
+        let wanted = [found(1, 2, "1", &long), found(2, 3, "2", &long)];
+        assert!(read(csv.as_bytes()) == wanted);
     }
 
     #[test]
