@@ -1,5 +1,5 @@
-//! Makes `fixtures/tiny-bundle`: a model with every part of a real one, random
-//! weights and a size of a few hundred kilobytes, for tests and examples.
+//! Makes `fixtures/tiny-bundle`: a model with random weights and no lexical
+//! path, a hundred kilobytes in all, for tests and examples.
 //!
 //! ```console
 //! cargo run --release --example make_tiny_bundle

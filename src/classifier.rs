@@ -643,14 +643,15 @@ impl Model {
         let text = prepared.text.as_str().get(bytes).unwrap_or("");
         let alone = RawLogits {
             encoder: Some(self.heads.logits(&all)),
-            lexical: self.lexical(text),
+            lexical: self.words(text, scratch),
             windows: Vec::new(),
         };
         Ok((kept, Some(alone)))
     }
 
-    fn lexical(&self, _text: &str) -> Option<Vec<f32>> {
-        None
+    fn words(&self, text: &str, scratch: &mut Scratch) -> Option<Vec<f32>> {
+        let lexical = self.lexical.as_ref()?;
+        Some(lexical.logits(text, &mut scratch.lexical))
     }
 
     fn attend_with_weights(&self, report: &Report, scratch: &mut Scratch) -> Result<Attention> {
@@ -759,12 +760,18 @@ impl Task {
             return;
         };
         match self.model.window(prepared, index, scratch) {
-            Ok(result) => self.merge(prepared, index, result),
+            Ok(result) => self.merge(prepared, index, result, scratch),
             Err(error) => self.fail(error),
         }
     }
 
-    fn merge(&self, prepared: &Prepared, index: usize, result: (Pooled, Option<RawLogits>)) {
+    fn merge(
+        &self,
+        prepared: &Prepared,
+        index: usize,
+        result: (Pooled, Option<RawLogits>),
+        scratch: &mut Scratch,
+    ) {
         let mut progress = lock(&self.progress);
         progress.early.insert(index, result);
         while let Some((pooled, alone)) = {
@@ -785,7 +792,7 @@ impl Task {
             drop(progress);
             self.answer(Ok(RawLogits {
                 encoder: Some(self.model.heads.logits(&whole)),
-                lexical: self.model.lexical(prepared.text.as_str()),
+                lexical: self.model.words(prepared.text.as_str(), scratch),
                 windows,
             }));
         }
@@ -1013,4 +1020,138 @@ fn failed() -> Error {
         ErrorKind::Compute,
         "the engine failed on this report; other reports are not affected",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BundleParts, LexicalModel, NamedTensor, TensorType, WindowConfig};
+    use crate::train::lexical::{LexicalOptions, fit};
+    use crate::train::read_labelled;
+
+    /// The tiny model with a lexical path.
+    fn with_words() -> (BundleParts, LexicalModel) {
+        let read = |name: &str| std::fs::read(format!("fixtures/tiny-bundle/{name}")).unwrap();
+        let text = |name: &str| String::from_utf8(read(name)).unwrap();
+        let taxonomy = Taxonomy::from_toml(&text("taxonomy.toml")).unwrap();
+        let mut reports = read_labelled("fixtures/snippets.dev.jsonl", &taxonomy).unwrap();
+        reports.truncate(60);
+        let options = LexicalOptions {
+            maximum_features: 300,
+            ..LexicalOptions::default()
+        };
+        let words = fit(&taxonomy, &reports, &options).unwrap();
+        let weights = read("model.safetensors");
+        let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
+        let tensors = tensors
+            .iter()
+            .map(|(name, view)| NamedTensor {
+                name: name.to_owned(),
+                shape: view.shape().to_vec(),
+                values: view
+                    .data()
+                    .chunks_exact(2)
+                    .map(|bytes| half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32())
+                    .collect(),
+                dtype: TensorType::F16,
+            })
+            .collect();
+        let encoder = crate::model::EncoderConfig::from_json(&text("config.json")).unwrap();
+        let parts = BundleParts {
+            name: "worded".to_owned(),
+            version: "2.0.0".to_owned(),
+            encoder,
+            attention_size: 16,
+            lexical: Some(words.clone()),
+            window: WindowConfig {
+                max_tokens: 62,
+                overlap: 16,
+            },
+            tokenizer: read("tokenizer.json"),
+            taxonomy: text("taxonomy.toml"),
+            calibration: text("calibration.json"),
+            model_card: String::new(),
+            tensors,
+            training: serde_json::Value::Null,
+            metrics: serde_json::Value::Null,
+        };
+        (parts, words)
+    }
+
+    #[test]
+    fn the_lexical_path_reads_the_whole_text_and_each_window_of_a_long_one() {
+        let (parts, words) = with_words();
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = parts.write(folder.path()).unwrap();
+        assert_eq!(manifest.name, "worded");
+        let classifier = Classifier::from_dir(folder.path()).unwrap();
+        let short = "Brukaren fick dubbel dos insulin.";
+        let raw = classifier.raw_logits(&Report::new(short)).unwrap();
+        let scratch = &mut Default::default();
+        assert_eq!(raw.lexical, Some(words.logits(short, scratch)));
+        assert!(raw.windows.is_empty());
+
+        let long = format!("{} Mamma ramlade i natt.", short.repeat(20));
+        let raw = classifier.raw_logits(&Report::new(long.as_str())).unwrap();
+        assert_eq!(raw.lexical, Some(words.logits(&long, scratch)));
+        assert!(raw.windows.len() > 2);
+        let last = raw
+            .windows
+            .last()
+            .and_then(|window| window.lexical.as_ref());
+        let tail = (0..long.len())
+            .filter(|start| long.is_char_boundary(*start))
+            .find(|start| Some(&words.logits(&long[*start..], scratch)) == last);
+        assert!(tail.is_some_and(|start| start > 0));
+    }
+
+    #[test]
+    fn a_window_alone_says_what_its_text_says_alone() {
+        let classifier = Classifier::from_dir("fixtures/tiny-bundle").unwrap();
+        let text = "Mamma ramlade i natt och ingen kom. ".repeat(30);
+        let report = Report::new(text.trim_end());
+        let raw = classifier.raw_logits(&report).unwrap();
+        let prepared = classifier.inner.model.prepare(&report).unwrap();
+        assert_eq!(raw.windows.len(), prepared.windows.len());
+        for (window, alone) in prepared.windows.iter().zip(&raw.windows) {
+            let bytes = prepared.tokens.bytes(window.tokens.clone());
+            let text = prepared.text.as_str()[bytes].trim_start();
+            let again = classifier.inner.model.prepare(&Report::new(text)).unwrap();
+            // A window that begins inside a word has other tokens than its text.
+            if again.tokens.ids == prepared.tokens.ids[window.tokens.clone()] {
+                let raw = classifier.raw_logits(&Report::new(text)).unwrap();
+                assert_eq!(raw.encoder, alone.encoder);
+            }
+        }
+    }
+
+    #[test]
+    fn merged_windows_pool_like_the_tokens_they_keep() {
+        // The running softmax against weights that are normalised over the
+        // whole text at once.
+        let classifier = Classifier::from_dir("fixtures/tiny-bundle").unwrap();
+        let report = Report::new("Mamma ramlade i natt och ingen kom. ".repeat(30));
+        let model = &classifier.inner.model;
+        let mut scratch = Scratch::new();
+        let prepared = model.prepare(&report).unwrap();
+        let attention = model.attend_with_weights(&report, &mut scratch).unwrap();
+        let width = model.config.encoder.hidden_size;
+        let mut hidden = Vec::new();
+        let mut whole: Option<Pooled> = None;
+        for window in &prepared.windows {
+            let tokens = model.encode(&prepared, window, &mut scratch).unwrap();
+            let keep = within(&window.keep, window);
+            hidden.extend_from_slice(&scratch.hidden[keep.start * width..keep.end * width]);
+            let pooled = model.heads.pool(tokens, keep, &mut scratch).unwrap();
+            match &mut whole {
+                Some(whole) => whole.merge(&pooled),
+                whole => *whole = Some(pooled),
+            }
+        }
+        let expected = model.heads.logits_of(&attention.weights, &hidden);
+        let logits = model.heads.logits(&whole.unwrap());
+        for (logit, expected) in logits.iter().zip(&expected) {
+            assert!((logit - expected).abs() < 1e-4, "{logit} {expected}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use super::config::{EncoderConfig, LabelAttentionConfig, ModelConfig, WindowConf
 use super::encoder::Encoder;
 use super::gemm::Precision;
 use super::heads::Heads;
+use super::lexical::LexicalModel;
 use super::tokeniser::Tokeniser;
 use super::weights::Weights;
 use crate::assessment::ModelInfo;
@@ -293,6 +294,7 @@ pub(crate) struct Model {
     pub tokeniser: Tokeniser,
     pub encoder: Encoder,
     pub heads: Heads,
+    pub lexical: Option<LexicalModel>,
     pub calibration: Calibration,
 }
 
@@ -343,6 +345,12 @@ impl Model {
             config.label_attention.attention_size,
             &weights,
         )?;
+        let lexical = config.lexical.as_ref().map(|lexical| {
+            LexicalModel::from_tensors(lexical, taxonomy.num_logits(), |name, shape| {
+                weights.view(name, shape)
+            })
+        });
+        let lexical = lexical.transpose()?;
         if let Some(name) = weights.unread().first() {
             return Err(super::weights::invalid(format!(
                 "has a tensor {name} that no part of the model uses"
@@ -360,6 +368,7 @@ impl Model {
             tokeniser,
             encoder,
             heads,
+            lexical,
             calibration,
         })
     }
@@ -403,8 +412,8 @@ pub struct BundleParts {
     pub encoder: EncoderConfig,
     /// Width of the label attention.
     pub attention_size: usize,
-    /// Settings of the lexical path, if there is one.
-    pub lexical: Option<serde_json::Value>,
+    /// The lexical path, if the model has one.
+    pub lexical: Option<LexicalModel>,
     /// How long texts are cut.
     pub window: WindowConfig,
     /// The bytes of `tokenizer.json`.
@@ -478,7 +487,10 @@ impl BundleParts {
             label_attention: LabelAttentionConfig {
                 attention_size: self.attention_size,
             },
-            lexical: self.lexical.clone(),
+            lexical: self
+                .lexical
+                .as_ref()
+                .map(|lexical| lexical.config().clone()),
             window: self.window,
         };
         let mut files = BTreeMap::from([
@@ -506,35 +518,42 @@ impl BundleParts {
     }
 
     fn safetensors(&self) -> Result<Vec<u8>> {
-        let wrong = |tensor: &NamedTensor, message: &str| {
-            super::weights::invalid(format!("cannot hold {}: {message}", tensor.name))
-        };
-        let mut stored = Vec::with_capacity(self.tensors.len());
+        let lexical = self.lexical.as_ref().map(LexicalModel::tensors);
+        let mut stored: Vec<(&str, &[usize], Dtype, Vec<u8>)> = Vec::new();
         for tensor in &self.tensors {
+            let wrong = |message: &str| {
+                super::weights::invalid(format!("cannot hold {}: {message}", tensor.name))
+            };
             if tensor.shape.iter().product::<usize>() != tensor.values.len() {
-                return Err(wrong(
-                    tensor,
-                    "it has another number of values than its shape",
-                ));
+                return Err(wrong("it has another number of values than its shape"));
             }
             let values = tensor.values.iter();
-            let (dtype, bytes): (_, Vec<u8>) = match tensor.dtype {
+            let (dtype, bytes) = match tensor.dtype {
                 TensorType::F32 => (Dtype::F32, values.flat_map(|x| x.to_le_bytes()).collect()),
                 TensorType::F16 => {
                     if !tensor.values.iter().all(|x| f16::from_f32(*x).is_finite()) {
-                        return Err(wrong(tensor, "a value is not finite in f16"));
+                        return Err(wrong("a value is not finite in f16"));
                     }
                     let halves = values.flat_map(|x| f16::from_f32(*x).to_le_bytes());
                     (Dtype::F16, halves.collect())
                 }
             };
-            stored.push((tensor, dtype, bytes));
+            stored.push((&tensor.name, &tensor.shape, dtype, bytes));
+        }
+        for tensor in lexical.iter().flatten() {
+            stored.push((
+                tensor.name,
+                &tensor.shape,
+                tensor.dtype,
+                tensor.data.clone(),
+            ));
         }
         let mut views = Vec::with_capacity(stored.len());
-        for (tensor, dtype, bytes) in &stored {
-            let view = TensorView::new(*dtype, tensor.shape.clone(), bytes)
-                .map_err(|error| wrong(tensor, "it is refused").with_source(error))?;
-            views.push((tensor.name.as_str(), view));
+        for (name, shape, dtype, bytes) in &stored {
+            let view = TensorView::new(*dtype, shape.to_vec(), bytes).map_err(|error| {
+                super::weights::invalid(format!("cannot hold {name}")).with_source(error)
+            })?;
+            views.push((*name, view));
         }
         safetensors::serialize(views, None)
             .map_err(|error| super::weights::invalid("cannot be made").with_source(error))

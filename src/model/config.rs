@@ -1,5 +1,6 @@
 //! `config.json`: the shape of a model.
 
+use super::lexical::LexicalConfig;
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -222,7 +223,7 @@ pub(crate) struct ModelConfig {
     pub label_attention: LabelAttentionConfig,
     /// Settings of the lexical path, or null for a model without one.
     #[serde(default)]
-    pub lexical: Option<serde_json::Value>,
+    pub lexical: Option<LexicalConfig>,
     #[serde(default)]
     pub window: WindowConfig,
 }

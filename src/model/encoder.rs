@@ -2,6 +2,7 @@
 
 use super::config::EncoderConfig;
 use super::gemm::{Gemm, Linear, Precision, grown, matrix};
+use super::lexical::LexicalScratch;
 use super::ops::{Activation, AddNorm, SoftmaxRows};
 use super::weights::{Table, Weights};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,8 +20,9 @@ use rten_simd::SimdOp;
 #[derive(Default)]
 pub struct Scratch {
     pub(super) gemm: Gemm,
+    pub(crate) lexical: LexicalScratch,
     pub(crate) ids: Vec<u32>,
-    pub(super) hidden: Vec<f32>,
+    pub(crate) hidden: Vec<f32>,
     qkv: Vec<f32>,
     scores: Vec<f32>,
     head: Vec<f32>,

@@ -193,6 +193,33 @@ impl Heads {
             .collect()
     }
 
+    /// The logits straight from their definition, for tests.
+    #[cfg(test)]
+    pub fn logits_of(&self, weights: &AttentionWeights, hidden: &[f32]) -> Vec<f32> {
+        let width = self.hidden_size;
+        let rows: Vec<&[f32]> = hidden.chunks_exact(width).collect();
+        let column = |index: usize| rows.iter().map(move |row| row[index]);
+        let mean: Vec<f32> = (0..width)
+            .map(|index| column(index).sum::<f32>() / rows.len() as f32)
+            .collect();
+        let max: Vec<f32> = (0..width)
+            .map(|index| column(index).fold(f32::MIN, f32::max))
+            .collect();
+        (0..self.bias.len())
+            .map(|logit| {
+                let weights = weights.of_query(self.query_of_logit[logit]);
+                let context: Vec<f32> = (0..width)
+                    .map(|index| column(index).zip(weights).map(|(h, w)| h * w).sum())
+                    .collect();
+                let pooled = &self.pooled[logit * 2 * width..(logit + 1) * 2 * width];
+                dot(&self.context[logit * width..(logit + 1) * width], &context)
+                    + dot(&pooled[..width], &mean)
+                    + dot(&pooled[width..], &max)
+                    + self.bias[logit]
+            })
+            .collect()
+    }
+
     /// How many queries attend to the tokens.
     pub fn num_queries(&self) -> usize {
         self.num_queries

@@ -47,7 +47,7 @@ const VERSION: u32 = 1;
 /// Settings of the lexical path, as `config.json` holds them under `lexical`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LexicalConfig {
+pub(crate) struct LexicalConfig {
     /// The version of the feature definition; 1.
     pub version: u32,
     /// How many features the model knows.
@@ -107,7 +107,7 @@ impl LexicalConfig {
 
 /// Room that [`LexicalModel::logits`] uses again for each text.
 #[derive(Debug, Default)]
-pub struct LexicalScratch {
+pub(crate) struct LexicalScratch {
     grams: GramScratch,
     /// How often each of the model's features occurs; all 0 between texts.
     counts: Vec<u32>,
@@ -141,7 +141,7 @@ pub struct LexicalModel {
 
 /// A tensor as it is stored.
 #[derive(Clone, Debug, PartialEq)]
-pub struct StoredTensor {
+pub(crate) struct StoredTensor {
     /// Its name in `model.safetensors`.
     pub name: &'static str,
     /// The type of its values.
@@ -195,7 +195,7 @@ impl LexicalModel {
     ///
     /// [`ErrorKind::InvalidBundle`] names the setting or tensor at fault, and
     /// those of `tensor`.
-    pub fn from_tensors<'a>(
+    pub(crate) fn from_tensors<'a>(
         config: &LexicalConfig,
         num_logits: usize,
         tensor: impl Fn(&str, &[usize]) -> Result<TensorView<'a>>,
@@ -285,12 +285,12 @@ impl LexicalModel {
     }
 
     /// The settings to store in `config.json`.
-    pub fn config(&self) -> &LexicalConfig {
+    pub(crate) fn config(&self) -> &LexicalConfig {
         &self.config
     }
 
     /// The tensors to store in `model.safetensors`.
-    pub fn tensors(&self) -> Vec<StoredTensor> {
+    pub(crate) fn tensors(&self) -> Vec<StoredTensor> {
         let (features, width) = (self.keys.len(), self.bias.len());
         let stored = |name, dtype, shape: &[usize], data| StoredTensor {
             name,
@@ -329,7 +329,7 @@ impl LexicalModel {
     /// The logits of a text that was cleaned as [`crate::text::NormalisedText`]
     /// does, `[num_logits]`. The same text gives the same logits whatever
     /// `scratch` was used for before.
-    pub fn logits(&self, text: &str, scratch: &mut LexicalScratch) -> Vec<f32> {
+    pub(crate) fn logits(&self, text: &str, scratch: &mut LexicalScratch) -> Vec<f32> {
         let mut logits = self.map(text, scratch);
         let passages = passages(text);
         let share = self.config.passages;

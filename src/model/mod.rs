@@ -19,3 +19,4 @@ pub use bundle::{BundleFiles, BundleParts, Manifest, NamedTensor, TensorType};
 pub use config::{EncoderConfig, WindowConfig};
 pub use encoder::{Encoder, Scratch};
 pub use gemm::Precision;
+pub use lexical::LexicalModel;

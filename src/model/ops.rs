@@ -169,12 +169,17 @@ impl SimdOp for QuantiseRows<'_> {
 }
 
 /// Turns the sums of an int8 product back into f32, with a bias and an
-/// activation: `out = sums * row_scale * column_scale + bias`.
+/// activation:
+/// `out = (sums - zero_point * column_sum) * row_scale * column_scale + bias`.
 pub(crate) struct Dequantise<'a> {
     /// `[rows, columns]`
     pub sums: &'a [i32],
     /// `[rows]`
     pub row_scales: &'a [f32],
+    /// `[rows]`
+    pub zero_points: &'a [u8],
+    /// `[columns]`
+    pub column_sums: &'a [i32],
     /// `[columns]`
     pub column_scales: &'a [f32],
     /// `[columns]`
@@ -197,8 +202,11 @@ impl SimdOp for Dequantise<'_> {
             .sums
             .chunks_exact(columns)
             .zip(self.out.chunks_exact_mut(columns));
-        for ((sums, out), row_scale) in rows.zip(self.row_scales) {
+        let parameters = self.row_scales.iter().zip(self.zero_points);
+        for ((sums, out), (row_scale, zero_point)) in rows.zip(parameters) {
             let row_scale = ops.splat(*row_scale);
+            let zero_point = int_ops.splat(i32::from(*zero_point));
+            let mut column_sums = self.column_sums.simd_iter_pad(int_ops);
             let mut sums = sums.simd_iter_pad(int_ops);
             let mut scales = self.column_scales.simd_iter_pad(ops);
             let mut bias = self.bias.simd_iter_pad(ops);
@@ -207,7 +215,12 @@ impl SimdOp for Dequantise<'_> {
                 out,
                 #[inline(always)]
                 |_| {
-                    let sum = int_ops.to_float(sums.next().unwrap_or(int_ops.zero()));
+                    let shift = column_sums.next().unwrap_or(int_ops.zero());
+                    let sum = int_ops.sub(
+                        sums.next().unwrap_or(int_ops.zero()),
+                        int_ops.mul(zero_point, shift),
+                    );
+                    let sum = int_ops.to_float(sum);
                     let scale = ops.mul(row_scale, scales.next().unwrap_or(ops.zero()));
                     ops.mul_add(sum, scale, bias.next().unwrap_or(ops.zero()))
                 },

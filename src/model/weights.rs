@@ -57,19 +57,6 @@ impl<'a> Weights<'a> {
         names
     }
 
-    /// The names that begin with a prefix, sorted.
-    pub fn names_under(&self, prefix: &str) -> Vec<String> {
-        let mut names: Vec<_> = self
-            .tensors
-            .names()
-            .into_iter()
-            .filter(|name| name.starts_with(prefix))
-            .map(str::to_owned)
-            .collect();
-        names.sort();
-        names
-    }
-
     /// A tensor as it is stored, its shape checked.
     pub fn view(&self, name: &str, shape: &[usize]) -> Result<TensorView<'a>> {
         let (full, tensor) = self.find(name)?;
