@@ -45,8 +45,20 @@ impl Probability {
         self.0
     }
 
+    /// The probability that it is not so.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let probability = lyhord::Probability::new(0.75).unwrap();
+    /// assert_eq!(probability.complement().get(), 0.25);
+    /// ```
+    pub fn complement(self) -> Self {
+        Self(1.0 - self.0)
+    }
+
     /// The value to four decimals, as it is written to files.
-    fn rounded(self) -> f64 {
+    pub(crate) fn rounded(self) -> f64 {
         (f64::from(self.0) * 1e4).round() / 1e4
     }
 }
@@ -328,6 +340,11 @@ impl Assessment {
         &self.input_sha256
     }
 
+    /// The version of this crate, which made the assessment.
+    pub fn engine(&self) -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+
     /// The answer of the head with a name, or `None` if the taxonomy has none.
     pub fn outcome(&self, head: &str) -> Option<Outcome<'_>> {
         let (head, answer) = self.heads().find(|(item, _)| item.name() == head)?;
@@ -425,7 +442,7 @@ impl Assessment {
             }
         }
         map.serialize_entry("model", &*self.model)?;
-        map.serialize_entry("engine", env!("CARGO_PKG_VERSION"))?;
+        map.serialize_entry("engine", self.engine())?;
         map.serialize_entry("input_sha256", &self.input_sha256)?;
         map.end()
     }

@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 mod assessment;
+pub mod bulk;
 mod classifier;
 mod error;
 pub mod evaluation;

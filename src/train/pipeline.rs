@@ -6,6 +6,7 @@ use super::lexical::{self, LexicalOptions};
 use super::options::TrainOptions;
 use super::trainer::{self, Base, TrainEvent, TrainingData};
 use crate::classifier::ClassifierOptions;
+use crate::evaluation::{self, Evaluation, EvaluationOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::calibration::{Calibration, RawLogits};
 use crate::model::{BundleParts, Manifest, NamedTensor, TensorType};
@@ -146,29 +147,46 @@ pub fn train(
     };
     // The calibration is fitted to what inference will really say, with
     // weights rounded to f16 and long texts cut into windows.
-    let raw = raw_logits(&parts, &dev)?;
+    let classifier = ClassifierOptions::new().load(&parts.files()?)?;
+    let texts: Vec<Report> = dev.iter().map(|r| Report::new(r.text.clone())).collect();
+    let raw: Vec<RawLogits> =
+        classifier.raw_stream(texts).map(|(_, raw)| raw).collect::<Result<_>>()?;
     let targets: Vec<Vec<Option<Target>>> = dev.iter().map(|r| r.targets.clone()).collect();
     let fitted = calibration::fit(&taxonomy, &raw, &targets, &FitOptions::default())?;
+    let mut how = EvaluationOptions::default();
+    how.cross_fit = true;
+    let evaluation = evaluation::measure(&taxonomy, classifier.model(), &fitted, &dev, &raw, &how)?;
     parts.calibration = fitted.to_json()?;
-    let evaluation = crate::evaluation::cross_fitted(&taxonomy, &dev, &raw)?;
-    parts.metrics = evaluation.to_json()?;
+    parts.metrics = metrics(&evaluation);
     parts.model_card = card(job, &evaluation)?;
     parts.write(&job.output)
 }
 
-/// What both paths say of each report, before calibration.
-fn raw_logits(parts: &BundleParts, reports: &[LabelledReport]) -> Result<Vec<RawLogits>> {
-    let classifier = ClassifierOptions::new().load(&parts.files()?)?;
-    let texts: Vec<Report> = reports.iter().map(|r| Report::new(r.text.clone())).collect();
-    classifier.raw_stream(texts).map(|(_, raw)| raw).collect()
+/// Each head's figures and their intervals, for the manifest.
+fn metrics(evaluation: &Evaluation) -> serde_json::Value {
+    let heads = evaluation.heads.iter().map(|head| {
+        let figures = serde_json::to_value(&head.figures).unwrap_or_default();
+        (head.name.clone(), figures)
+    });
+    serde_json::json!({
+        "reports": evaluation.reports,
+        "cross_fitted": evaluation.cross_fitted,
+        "heads": heads.collect::<serde_json::Map<_, _>>(),
+    })
 }
 
-fn card(job: &TrainJob, evaluation: &crate::evaluation::Evaluation) -> Result<String> {
+/// The model card: what the caller says, then the figures.
+fn card(job: &TrainJob, evaluation: &Evaluation) -> Result<String> {
     let prose = match &job.card {
         Some(path) => std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?,
         None => format!("# {} {}\n", job.name, job.version),
     };
-    Ok(format!("{}\n\n{}", prose.trim_end(), evaluation.to_markdown()))
+    let dev: Vec<String> = job.dev.iter().map(|path| path.display().to_string()).collect();
+    Ok(format!(
+        "{}\n\n## Figures\n\nMeasured on {} with 95 % bootstrap intervals.\n\n```text\n{evaluation}```\n",
+        prose.trim_end(),
+        dev.join(", "),
+    ))
 }
 
 fn read_all(paths: &[PathBuf], taxonomy: &Taxonomy) -> Result<Vec<LabelledReport>> {

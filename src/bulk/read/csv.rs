@@ -1,0 +1,380 @@
+//! Separated columns with a row of names first.
+
+use super::encoding::Encoding;
+use super::{Place, ReadOptions, Rejection, Row, Source, columns, failed};
+use crate::error::{Error, ErrorKind, Result};
+use crate::report::Report;
+use csv_core::ReadRecordResult;
+use std::io::{BufRead, Cursor, Read};
+use std::sync::Arc;
+
+pub(super) struct CsvRows {
+    name: Arc<str>,
+    records: Records,
+    encoding: Encoding,
+    num_columns: usize,
+    text_at: usize,
+    id_at: Option<usize>,
+    rows: u64,
+    ended: bool,
+}
+
+impl CsvRows {
+    pub(super) fn new(source: Source, options: &ReadOptions) -> Result<Self> {
+        let Source {
+            name,
+            mut reader,
+            mut encoding,
+            ..
+        } = source;
+        let first = first_record(&mut *reader).map_err(|error| failed(&name, error))?;
+        let delimiter = options.delimiter.unwrap_or_else(|| guess_delimiter(&first));
+        let mut records = Records::new(Box::new(Cursor::new(first).chain(reader)), delimiter);
+        records.advance().map_err(|error| failed(&name, error))?;
+        encoding.see(records.bytes());
+        let names = (0..records.len())
+            .map(|at| Some(encoding.decode(records.cell(at))?.into_owned()))
+            .collect::<Option<Vec<String>>>()
+            .ok_or_else(|| invalid(&name, "has column names that are not UTF-8"))?;
+        let iter = || names.iter().map(String::as_str);
+        let stated = options.text_column.as_deref();
+        let Some(text_at) = columns::text_column(iter(), stated) else {
+            return Err(no_column(&name, "text", &names, stated));
+        };
+        let stated = options.id_column.as_deref();
+        let id_at = columns::id_column(iter(), stated);
+        if id_at.is_none() && stated.is_some() {
+            return Err(no_column(&name, "id", &names, stated));
+        }
+        Ok(Self {
+            name,
+            records,
+            encoding,
+            num_columns: names.len(),
+            text_at,
+            id_at,
+            rows: 0,
+            ended: false,
+        })
+    }
+
+    fn report(&mut self) -> Result<Report, Rejection> {
+        let (found, expected) = (self.records.len(), self.num_columns);
+        let is_filled = |at| !self.records.cell(at).is_empty();
+        if found < expected || (expected..found).any(is_filled) {
+            return Err(Rejection::WrongColumns { found, expected });
+        }
+        self.encoding.see(self.records.bytes());
+        let mut cell = |at| {
+            let bytes = self.records.cell(at);
+            self.encoding.decode(bytes).ok_or(Rejection::NotUtf8)
+        };
+        let report = Report::new(cell(self.text_at)?);
+        let id = match self.id_at {
+            Some(at) => cell(at)?,
+            None => "".into(),
+        };
+        Ok(match id.trim().is_empty() {
+            true => report,
+            false => report.with_id(id),
+        })
+    }
+}
+
+impl Iterator for CsvRows {
+    type Item = Result<Row>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        match self.records.advance() {
+            Ok(true) => {
+                self.rows += 1;
+                let place = Place {
+                    input: self.name.clone(),
+                    row: self.rows,
+                    line: self.records.start_line,
+                    end: self.records.read,
+                };
+                Some(Ok(Row {
+                    place,
+                    report: self.report(),
+                }))
+            }
+            Ok(false) => {
+                self.ended = true;
+                None
+            }
+            Err(error) => {
+                self.ended = true;
+                Some(Err(failed(&self.name, error)))
+            }
+        }
+    }
+}
+
+/// The records of a CSV input, one at a time, and where each begins. The csv
+/// crate's own reader counts lines differently after `\r\n` and blank lines,
+/// so this drives its parser directly.
+struct Records {
+    reader: Box<dyn BufRead + Send>,
+    parser: csv_core::Reader,
+    /// The record's cells one after the other, and where each ends; both
+    /// longer than what is in use.
+    cells: Vec<u8>,
+    ends: Vec<usize>,
+    len: usize,
+    /// The line on which the record begins, and that of the next byte.
+    start_line: u64,
+    line: u64,
+    /// How many bytes have been read.
+    read: u64,
+}
+
+impl Records {
+    fn new(reader: Box<dyn BufRead + Send>, delimiter: u8) -> Self {
+        Self {
+            reader,
+            parser: csv_core::ReaderBuilder::new().delimiter(delimiter).build(),
+            cells: vec![0; 1 << 12],
+            ends: vec![0; 1 << 5],
+            len: 0,
+            start_line: 1,
+            line: 1,
+            read: 0,
+        }
+    }
+
+    /// Goes on to the next record; false when there is none.
+    fn advance(&mut self) -> std::io::Result<bool> {
+        self.len = 0;
+        let mut used = 0;
+        let mut is_before = true;
+        loop {
+            let input = self.reader.fill_buf()?;
+            if is_before {
+                let is_break = |byte: &&u8| matches!(byte, b'\r' | b'\n');
+                let breaks = input.iter().take_while(is_break).count();
+                if breaks > 0 {
+                    self.line += newlines(input, breaks);
+                    self.read += breaks as u64;
+                    self.reader.consume(breaks);
+                    continue;
+                }
+                is_before = false;
+                self.start_line = self.line;
+            }
+            let (result, read, written, ended) = self.parser.read_record(
+                input,
+                self.cells.get_mut(used..).unwrap_or_default(),
+                self.ends.get_mut(self.len..).unwrap_or_default(),
+            );
+            self.line += newlines(input, read);
+            self.read += read as u64;
+            self.reader.consume(read);
+            used += written;
+            self.len += ended;
+            match result {
+                ReadRecordResult::InputEmpty => {}
+                ReadRecordResult::OutputFull => self.cells.resize(self.cells.len() * 2, 0),
+                ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
+                ReadRecordResult::Record => return Ok(true),
+                ReadRecordResult::End => return Ok(false),
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A cell; empty if there is none.
+    fn cell(&self, at: usize) -> &[u8] {
+        let ends = self.ends.get(..self.len).unwrap_or_default();
+        let start = at
+            .checked_sub(1)
+            .map_or(Some(0), |at| ends.get(at).copied());
+        match (start, ends.get(at)) {
+            (Some(start), Some(end)) => self.cells.get(start..*end).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+
+    /// All cells, one after the other.
+    fn bytes(&self) -> &[u8] {
+        let last = self.len.checked_sub(1).and_then(|at| self.ends.get(at));
+        last.and_then(|end| self.cells.get(..*end))
+            .unwrap_or_default()
+    }
+}
+
+/// How many line breaks are among the first bytes.
+fn newlines(bytes: &[u8], first: usize) -> u64 {
+    let breaks = bytes.iter().take(first).filter(|byte| **byte == b'\n');
+    breaks.count() as u64
+}
+
+/// So much is looked at for the first record, should a quote never close.
+const MAX_FIRST_RECORD: usize = 1 << 20;
+
+/// The bytes of the first record, and perhaps more: up to the first line
+/// break outside quotes.
+fn first_record(reader: &mut dyn BufRead) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut reader = reader.take(MAX_FIRST_RECORD as u64);
+    while reader.read_until(b'\n', &mut bytes)? > 0 {
+        let quotes = bytes.iter().filter(|&&byte| byte == b'"').count();
+        if quotes % 2 == 0 && !bytes.trim_ascii().is_empty() {
+            break;
+        }
+    }
+    Ok(bytes)
+}
+
+/// The commonest separator outside quotes; of equally common ones the first.
+fn guess_delimiter(record: &[u8]) -> u8 {
+    let mut counts = [(b';', 0), (b',', 0), (b'\t', 0)];
+    let mut quoted = false;
+    for byte in record {
+        quoted ^= *byte == b'"';
+        if let Some((_, count)) = counts.iter_mut().find(|(each, _)| each == byte && !quoted) {
+            *count += 1;
+        }
+    }
+    let most = counts.iter().map(|&(_, count)| count).max();
+    let found = counts.iter().find(|&&(_, count)| Some(count) == most);
+    found.map_or(b',', |&(delimiter, _)| delimiter)
+}
+
+fn invalid(name: &str, what: &str) -> Error {
+    Error::new(ErrorKind::InvalidInput, format!("{name} {what}"))
+}
+
+fn no_column(name: &str, role: &str, names: &[String], stated: Option<&str>) -> Error {
+    if names.is_empty() {
+        return invalid(name, "is empty: it has no row of column names");
+    }
+    let wanted = match stated {
+        Some(stated) => format!("has no column \"{stated}\""),
+        None => format!("has no column for the {role}"),
+    };
+    let found: Vec<String> = names.iter().map(|name| shown(name)).collect();
+    invalid(
+        name,
+        &format!(
+            "{wanted}; the first row names {}: state the {role} column, or the separator if the names were cut wrongly",
+            found.join(", ")
+        ),
+    )
+}
+
+/// A column name for an error message. Without a row of names the first row
+/// is a report, so what does not look like a name is not repeated.
+fn shown(name: &str) -> String {
+    let length = name.chars().count();
+    let like_a_name = length <= 40
+        && name.split_whitespace().count() <= 3
+        && !name.contains(['.', '!', '?', '\n', '\r']);
+    match like_a_name {
+        true => format!("\"{name}\""),
+        false => format!("({length} characters that do not look like a name)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bulk::read::encoding;
+
+    fn open(bytes: &[u8], options: &ReadOptions) -> Result<CsvRows> {
+        let (reader, encoding) = encoding::detect(Box::new(Cursor::new(bytes.to_vec()))).unwrap();
+        let source = Source {
+            name: "a.csv".into(),
+            stem: None,
+            reader,
+            encoding,
+        };
+        CsvRows::new(source, options)
+    }
+
+    type Found = (u64, u64, Result<(Option<String>, String), Rejection>);
+
+    fn read(bytes: &[u8]) -> Vec<Found> {
+        open(bytes, &ReadOptions::default())
+            .unwrap()
+            .map(|row| {
+                let row = row.unwrap();
+                let report = row.report;
+                let report = report.map(|r| (r.id().map(str::to_owned), r.text().to_owned()));
+                (row.place.row, row.place.line, report)
+            })
+            .collect()
+    }
+
+    fn found(row: u64, line: u64, id: &str, text: &str) -> Found {
+        (row, line, Ok((Some(id.to_owned()), text.to_owned())))
+    }
+
+    #[test]
+    fn separators_are_found_and_cells_may_hold_them() {
+        for separator in [";", ",", "\t"] {
+            let text =
+                "dnr|Beskrivning\n1|\"a; b, c\td \"\"e\"\"\nf\"\n2|g\n".replace('|', separator);
+            let wanted = [
+                found(1, 2, "1", "a; b, c\td \"e\"\nf"),
+                found(2, 4, "2", "g"),
+            ];
+            assert_eq!(read(text.as_bytes()), wanted);
+            // With other line breaks, and blank lines that don't count as rows.
+            let windows = text.replace("\n2", "\n\n\n2").replace('\n', "\r\n");
+            assert_eq!(
+                read(windows.as_bytes()),
+                [
+                    found(1, 2, "1", "a; b, c\td \"e\"\r\nf"),
+                    found(2, 6, "2", "g")
+                ]
+            );
+        }
+        assert_eq!(read(b"text\na, b; c\n")[0].2, Ok((None, "a, b; c".into())));
+    }
+
+    #[test]
+    fn rows_with_too_few_or_too_many_columns_are_rejected() {
+        let rows = read(b"id;text\n1\n2;a;b\n3;c;;\n");
+        let wrong = |found| Rejection::WrongColumns { found, expected: 2 };
+        assert_eq!(rows[0].2, Err(wrong(1)));
+        assert_eq!(rows[1].2, Err(wrong(3)));
+        assert_eq!(rows[2], found(3, 4, "3", "c"));
+    }
+
+    #[test]
+    fn a_broken_row_does_not_change_the_encoding_of_the_others() {
+        let rows = read(b"id;text\n1;f\xc3\xb6ll\n2;f\xf6ll\n3;f\xc3\xb6ll\n");
+        assert_eq!(rows[1].2, Err(Rejection::NotUtf8));
+        assert_eq!(rows[2], found(3, 4, "3", "föll"));
+        let rows = read(b"id;h\xe4ndelse\n1;f\xf6ll\n");
+        assert_eq!(rows, [found(1, 2, "1", "föll")]);
+    }
+
+    #[test]
+    fn without_a_text_column_the_columns_are_named_but_no_text() {
+        let error = open(b"dnr;ort\n1;Ystad\n", &ReadOptions::default())
+            .err()
+            .unwrap();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        let message = error.to_string();
+        assert!(message.contains("\"dnr\", \"ort\""), "{message}");
+
+        let error = open(b"1;Mormor ramlade i hallen.\n", &ReadOptions::default()).err();
+        assert!(!error.unwrap().to_string().contains("Mormor"));
+
+        let error = open(b"", &ReadOptions::default()).err().unwrap();
+        assert!(error.to_string().contains("empty"));
+
+        let mut options = ReadOptions::default();
+        options.id_column = Some("nr".to_owned());
+        let error = open(b"id;text\n1;a\n", &options).err().unwrap();
+        assert!(error.to_string().contains("\"nr\""));
+    }
+}

@@ -1,0 +1,212 @@
+//! Training: any taxonomy, runs that can be killed, models that can be made again.
+
+use lyhord::train::{TrainEvent, TrainJob, TrainOptions, read_labelled, train};
+use lyhord::{Classifier, ErrorKind, Report, Taxonomy};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+const TOPICS: &str = r#"
+version = "2"
+language = "sv"
+[topic]
+sport = "Sport"
+resor = "Resor: till lands, till sjöss och i luften"
+halsa = "Hälsa"
+"#;
+
+/// Short texts whose topic follows from their words, as in topic benchmarks.
+fn topic_texts(count: usize, offset: usize) -> String {
+    let words = [
+        ("sport", ["matchen", "målet", "laget", "tränaren", "ligan"]),
+        ("resor", ["tåget", "båten", "flyget", "resan", "hotellet"]),
+        ("halsa", ["medicinen", "läkaren", "febern", "sjukhuset", "provet"]),
+    ];
+    let frames = ["Vi pratade om", "I går kom", "Ingen såg", "Alla väntade på", "Till slut fick vi"];
+    let mut lines = String::new();
+    for i in offset..offset + count {
+        let (topic, words) = words[i % 3];
+        let (a, b) = (words[i / 3 % 5], words[i / 15 % 5]);
+        let frame = frames[i / 7 % 5];
+        writeln!(
+            lines,
+            r#"{{"id": "t{i}", "text": "{frame} {a} och {b} nummer {i}.", "topic": "{topic}"}}"#
+        )
+        .unwrap();
+    }
+    lines
+}
+
+/// A folder with a small base encoder, data and taxonomy.
+fn workshop() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    fs::create_dir(&base).unwrap();
+    let tiny = Path::new("fixtures/tiny-bundle");
+    for name in ["tokenizer.json", "model.safetensors"] {
+        fs::copy(tiny.join(name), base.join(name)).unwrap();
+    }
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(tiny.join("config.json")).unwrap()).unwrap();
+    fs::write(base.join("config.json"), config["encoder"].to_string()).unwrap();
+    fs::write(dir.path().join("topics.toml"), TOPICS).unwrap();
+    fs::write(dir.path().join("train.jsonl"), topic_texts(240, 0)).unwrap();
+    fs::write(dir.path().join("dev.jsonl"), topic_texts(60, 240)).unwrap();
+    dir
+}
+
+fn job(dir: &Path, output: &str) -> TrainJob {
+    TrainJob {
+        data: vec![dir.join("train.jsonl")],
+        dev: vec![dir.join("dev.jsonl")],
+        taxonomy: dir.join("topics.toml"),
+        base: dir.join("base"),
+        output: dir.join(output),
+        name: "topics".into(),
+        version: "0.1.0".into(),
+        command: "lyhord train".into(),
+        card: None,
+        cuda: false,
+    }
+}
+
+fn quick() -> TrainOptions {
+    let mut options = TrainOptions::default();
+    options.epochs = 4;
+    options.tokens_per_step = 400;
+    options.encoder_rate = 1e-3;
+    options.head_rate = 1e-2;
+    options.average_decay = 0.9;
+    options.attention_size = 16;
+    options
+}
+
+#[test]
+fn another_agency_trains_on_its_own_labels_without_touching_rust() {
+    let dir = workshop();
+    let job = job(dir.path(), "model");
+    let mut losses = Vec::new();
+    let mut epochs = 0;
+    let manifest = train(&job, &quick(), &mut |event| {
+        match event {
+            TrainEvent::Step(step) => losses.push(step.loss),
+            TrainEvent::Epoch { .. } => epochs += 1,
+            _ => {}
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert!(epochs >= 1);
+    assert!(losses.last().unwrap() < &(0.5 * losses[0]), "{losses:?}");
+    assert_eq!(manifest.name, "topics");
+
+    let classifier = Classifier::from_dir(&job.output).unwrap();
+    let taxonomy = classifier.taxonomy();
+    let dev = read_labelled(&job.dev[0], taxonomy).unwrap();
+    let right = dev
+        .iter()
+        .filter(|report| {
+            let assessment = classifier.assess(&Report::new(report.text.clone())).unwrap();
+            let json = serde_json::to_value(&assessment).unwrap();
+            let index = taxonomy.heads()[0].label_index(json["topic"]["code"].as_str().unwrap());
+            Some(lyhord::train::Target::Class(index.unwrap())) == report.targets[0]
+        })
+        .count();
+    assert!(right * 10 >= dev.len() * 9, "{right} of {}", dev.len());
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_very_model_that_an_unbroken_one_gives() {
+    let dir = workshop();
+    let (whole, broken) = (job(dir.path(), "whole"), job(dir.path(), "broken"));
+    let options = quick();
+    train(&whole, &options, &mut |_| Ok(())).unwrap();
+    for steps in [3, 17] {
+        let mut stopped = options.clone();
+        stopped.stop_after = Some(steps);
+        train(&broken, &stopped, &mut |_| Ok(())).unwrap_err();
+    }
+    let mut resumed = None;
+    train(&broken, &options, &mut |event| {
+        if let TrainEvent::Resumed { step } = event {
+            resumed = Some(*step);
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(resumed, Some(17));
+    for name in ["model.safetensors", "calibration.json", "config.json"] {
+        let read = |job: &TrainJob| fs::read(job.output.join(name)).unwrap();
+        assert!(read(&whole) == read(&broken), "{name} differs");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_other_options_is_refused() {
+    let dir = workshop();
+    let job = job(dir.path(), "model");
+    let mut options = quick();
+    options.stop_after = Some(2);
+    train(&job, &options, &mut |_| Ok(())).unwrap_err();
+    options.seed += 1;
+    let error = train(&job, &options, &mut |_| Ok(())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption);
+    assert!(error.to_string().contains("checkpoint.safetensors"), "{error}");
+}
+
+#[test]
+fn frozen_layers_keep_the_weights_of_the_base() {
+    let dir = workshop();
+    let job = job(dir.path(), "model");
+    let mut options = quick();
+    options.freeze = Some(1);
+    options.epochs = 1;
+    train(&job, &options, &mut |_| Ok(())).unwrap();
+    let tensors = |path: &Path| {
+        let bytes = fs::read(path.join("model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let owned = tensors.tensors().into_iter().map(|(n, t)| (n, t.data().to_vec()));
+        owned.collect::<std::collections::HashMap<_, _>>()
+    };
+    let (base, tuned) = (tensors(&job.base), tensors(&job.output));
+    let same = |name: &str| base[name] == tuned[name];
+    assert!(same("embeddings.word_embeddings.weight"));
+    assert!(same("encoder.layer.0.output.dense.weight"));
+    assert!(!same("encoder.layer.1.output.dense.weight"));
+}
+
+#[test]
+fn a_text_in_both_training_and_dev_data_is_refused() {
+    let dir = workshop();
+    let job = job(dir.path(), "model");
+    fs::write(&job.dev[0], topic_texts(10, 200)).unwrap();
+    let error = train(&job, &quick(), &mut |_| Ok(())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidData);
+    assert!(error.to_string().contains("t200"), "{error}");
+}
+
+#[test]
+fn records_that_do_not_fit_the_taxonomy_are_named_by_file_line_and_field() {
+    let taxonomy = Taxonomy::from_file("fixtures/taxonomy/taxonomy.toml").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.jsonl");
+    let good = r#"{"text": "Hemlig text.", "severity": 2}"#;
+    for (bad, expected) in [
+        (r#"["Hemlig text."]"#, "not a JSON object"),
+        (r#"{"text": "   "}"#, "`text`"),
+        (r#"{"text": "Hemlig text.", "severity": 7}"#, "from 0 to 4"),
+        (r#"{"text": "Hemlig text.", "harm": "ja"}"#, "`harm`"),
+        (r#"{"text": "Hemlig text.", "risk_areas": ["okänd"]}"#, "okänd"),
+        (r#"{"text": "Hemlig text.", "sector": "okänd"}"#, "`sector`"),
+        (r#"{"text": "Hemlig text.", "evidence": {"fall": [[3, 99]]}}"#, "ends after"),
+        (r#"{"text": "Hemlig text.", "evidence": {"annat": [[3, 9]]}}"#, "annat"),
+    ] {
+        fs::write(&path, format!("{good}\n\n{bad}\n")).unwrap();
+        let error = read_labelled(&path, &taxonomy).unwrap_err();
+        let message = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
+        assert!(message.contains("data.jsonl, line 3"), "{message}");
+        assert!(message.contains(expected), "{message}");
+        assert!(!message.contains("Hemlig"), "{message}");
+    }
+}
