@@ -578,7 +578,7 @@ mod tests {
             [1_950_491_488, 4_212_310_308, 374_994_796]
         );
         assert_eq!(keys("!"), [3_383_547_581]);
-        assert_eq!(keys(" \n"), []);
+        assert!(keys(" \n").is_empty());
     }
 
     #[test]
