@@ -263,6 +263,7 @@ fn fit_weights(head: &Head, known: &[Known], options: &FitOptions) -> HeadCalibr
 
 /// Loss, gradient and Hessian at `parameters`: encoder weight, lexical weight
 /// and one bias a logit.
+#[allow(clippy::needless_range_loop)] // Indices, as in the formulas.
 fn derivatives(
     head: &Head,
     rows: &[Row],
