@@ -410,8 +410,10 @@ mod tests {
         let error = open(b"", &ReadOptions::default()).err().unwrap();
         assert!(error.to_string().contains("empty"));
 
-        let mut options = ReadOptions::default();
-        options.id_column = Some("nr".to_owned());
+        let options = ReadOptions {
+            id_column: Some("nr".to_owned()),
+            ..ReadOptions::default()
+        };
         let error = open(b"id;text\n1;a\n", &options).err().unwrap();
         assert!(error.to_string().contains("\"nr\""));
     }
