@@ -173,6 +173,26 @@ impl ClassifierOptions {
         self.load(&BundleFiles::new(files))
     }
 
+    /// Fetches a model from a Hugging Face hub and loads it. Nothing but this
+    /// function and [`Classifier::from_hub`] uses a network.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`HubModel::download`](crate::model::HubModel::download) and
+    /// [`ClassifierOptions::from_dir`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// let options = lyhord::ClassifierOptions::new().threads(2);
+    /// let classifier = options.from_hub("org/name")?;
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
+    #[cfg(feature = "hub")]
+    pub fn from_hub(&self, model: impl Into<crate::model::HubModel>) -> Result<Classifier> {
+        self.load(&model.into().download()?)
+    }
+
     pub(crate) fn load(&self, bundle: &BundleFiles) -> Result<Classifier> {
         let threads = self
             .threads
@@ -287,6 +307,23 @@ impl Classifier {
         B: Into<Cow<'static, [u8]>>,
     {
         ClassifierOptions::default().from_bytes(files)
+    }
+
+    /// Fetches a model from a Hugging Face hub, with default options.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ClassifierOptions::from_hub`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// let classifier = lyhord::Classifier::from_hub("org/name")?;
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
+    #[cfg(feature = "hub")]
+    pub fn from_hub(model: impl Into<crate::model::HubModel>) -> Result<Self> {
+        ClassifierOptions::default().from_hub(model)
     }
 
     /// Assesses one report.

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 const FORMAT: &str = "lyhord-bundle";
 const FORMAT_VERSION: u32 = 1;
-const MANIFEST: &str = "manifest.json";
+pub(super) const MANIFEST: &str = "manifest.json";
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -152,9 +152,14 @@ impl BundleFiles {
     }
 
     #[cfg(feature = "hub")]
-    pub(crate) fn with_origin(mut self, origin: String) -> Self {
+    pub(super) fn with_origin(mut self, origin: String) -> Self {
         self.origin = origin;
         self
+    }
+
+    #[cfg(feature = "hub")]
+    pub(super) fn insert(&mut self, name: String, bytes: Vec<u8>) {
+        self.files.insert(name, bytes.into());
     }
 
     /// The parsed manifest, its format and version checked.
@@ -302,8 +307,14 @@ impl Model {
     /// Checks a bundle and packs its weights for this machine.
     pub fn load(bundle: &BundleFiles, precision: Precision) -> Result<Self> {
         let manifest = bundle.manifest()?;
-        bundle.verify()?;
-        Self::load_verified(bundle, &manifest, precision).map_err(|error| {
+        // Hashing and packing take about as long as each other.
+        let (verified, loaded) = std::thread::scope(|scope| {
+            let verified = scope.spawn(|| bundle.verify());
+            let loaded = Self::load_parts(bundle, &manifest, precision);
+            (joined(verified), loaded)
+        });
+        verified?;
+        loaded.map_err(|error| {
             // Whatever is wrong with a part makes the bundle unusable.
             Error::new(
                 ErrorKind::InvalidBundle,
@@ -312,11 +323,7 @@ impl Model {
         })
     }
 
-    fn load_verified(
-        bundle: &BundleFiles,
-        manifest: &Manifest,
-        precision: Precision,
-    ) -> Result<Self> {
+    fn load_parts(bundle: &BundleFiles, manifest: &Manifest, precision: Precision) -> Result<Self> {
         let config = ModelConfig::from_json(bundle.file(CONFIG)?)?;
         for (field, ours, stated) in [
             ("name", &config.name, &manifest.name),
@@ -336,9 +343,15 @@ impl Model {
         let taxonomy = Taxonomy::from_toml(taxonomy)
             .map_err(|error| Error::new(error.kind(), format!("{TAXONOMY}: {error}")))?;
         let calibration = Calibration::from_json(bundle.file(CALIBRATION)?, &taxonomy)?;
-        let tokeniser = Tokeniser::from_json(bundle.file(TOKENIZER)?, config.encoder.vocab_size)?;
         let weights = Weights::new(bundle.file(WEIGHTS)?)?;
-        let encoder = Encoder::from_weights(&config.encoder, &weights, precision)?;
+        let tokenizer = bundle.file(TOKENIZER)?;
+        let (tokeniser, encoder) = std::thread::scope(|scope| {
+            let tokeniser =
+                scope.spawn(|| Tokeniser::from_json(tokenizer, config.encoder.vocab_size));
+            let encoder = Encoder::from_weights(&config.encoder, &weights, precision);
+            (joined(tokeniser), encoder)
+        });
+        let (encoder, tokeniser) = (encoder?, tokeniser?);
         let heads = Heads::from_weights(
             &taxonomy,
             config.encoder.hidden_size,
@@ -372,6 +385,16 @@ impl Model {
             calibration,
         })
     }
+}
+
+/// What a thread of the loading gave.
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::InvalidBundle,
+            "a part of the bundle is damaged",
+        ))
+    })
 }
 
 /// How a tensor is stored.
@@ -568,7 +591,7 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     Ok(json)
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub(super) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))

@@ -9,6 +9,8 @@ pub(crate) mod config;
 mod encoder;
 mod gemm;
 pub(crate) mod heads;
+#[cfg(feature = "hub")]
+mod hub;
 pub(crate) mod lexical;
 mod ops;
 pub(crate) mod tokeniser;
@@ -19,4 +21,6 @@ pub use bundle::{BundleFiles, BundleParts, Manifest, NamedTensor, TensorType};
 pub use config::{EncoderConfig, WindowConfig};
 pub use encoder::{Encoder, Scratch};
 pub use gemm::Precision;
+#[cfg(feature = "hub")]
+pub use hub::HubModel;
 pub use lexical::LexicalModel;

@@ -620,11 +620,11 @@ mod tests {
             },
             Evidence {
                 query: 2,
-                spans: vec![0..7],
+                spans: std::iter::once(0..7).collect(),
             },
             Evidence {
                 query: 3,
-                spans: vec![0..7],
+                spans: std::iter::once(0..7).collect(),
             },
         ];
         report.targets[0] = Some(Target::Labels(vec![0, 1]));
