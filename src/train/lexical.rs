@@ -43,7 +43,7 @@ impl Default for LexicalOptions {
         Self {
             cost: 30.0,
             minimum_texts: 2,
-            maximum_features: 160_000,
+            maximum_features: 150_000,
             seed: 1,
         }
     }
