@@ -100,22 +100,56 @@ impl ModelInfo {
     }
 
     /// The model's name.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// assert_eq!(classifier.model().name(), "tiny");
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// The model's version.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// assert_eq!(classifier.model().version().split('.').count(), 3);
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn version(&self) -> &str {
         &self.version
     }
 
     /// SHA-256 of the bundle's manifest, in hexadecimal. The manifest holds
     /// the hash of every other file, so this covers them all.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert_eq!(assessment.model().sha256().len(), 64);
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
     /// The version of the taxonomy that the model answers in.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert_eq!(assessment.model().taxonomy(), classifier.taxonomy().version());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn taxonomy(&self) -> &str {
         &self.taxonomy
     }
@@ -130,16 +164,44 @@ pub struct LabelOutcome<'a> {
 
 impl<'a> LabelOutcome<'a> {
     /// The label's stable code.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// let code = assessment.sector().unwrap().code();
+    /// assert!(classifier.taxonomy().head("sector").unwrap().label_index(code).is_some());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn code(&self) -> &'a str {
         self.label.code()
     }
 
     /// The label's name, to show to people.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert!(!assessment.sector().unwrap().name().is_empty());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn name(&self) -> &'a str {
         self.label.name()
     }
 
     /// How probable the label is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert!(assessment.sector().unwrap().probability().get() > 1.0 / 9.0);
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn probability(&self) -> Probability {
         self.probability
     }
@@ -166,16 +228,43 @@ pub struct LevelOutcome<'a> {
 
 impl<'a> LevelOutcome<'a> {
     /// The level that the model decided on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert!(assessment.severity().unwrap().level() <= 4);
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn level(&self) -> u8 {
         self.level
     }
 
     /// The level's name, to show to people.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert!(!assessment.severity().unwrap().name().is_empty());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn name(&self) -> &'a str {
         self.label.name()
     }
 
     /// How probable each level is, lowest level first. They sum to 1.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert_eq!(assessment.severity().unwrap().probabilities().len(), 5);
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn probabilities(&self) -> &'a [Probability] {
         self.probabilities
     }
@@ -184,6 +273,17 @@ impl<'a> LevelOutcome<'a> {
     ///
     /// The level is decided by thresholds that weigh the cost of missing a
     /// severe report, so it need not be the most probable one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// let severity = assessment.severity().unwrap();
+    /// let level = usize::from(severity.level());
+    /// assert_eq!(severity.probability(), severity.probabilities()[level]);
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn probability(&self) -> Probability {
         let index = usize::from(self.level - self.first_level);
         self.probabilities.get(index).copied().unwrap_or_default()
@@ -209,11 +309,31 @@ pub struct BinaryOutcome {
 
 impl BinaryOutcome {
     /// The answer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// if assessment.danger().unwrap().value() {
+    ///     println!("somebody is in danger now");
+    /// }
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn value(&self) -> bool {
         self.value
     }
 
     /// How probable yes is, whatever the answer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// println!("danger: {:.2}", assessment.danger().unwrap().probability());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn probability(&self) -> Probability {
         self.probability
     }
@@ -321,37 +441,105 @@ impl Assessment {
     }
 
     /// The report's identifier, if it had one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert_eq!(assessment.id(), Some("7"));
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn id(&self) -> Option<&str> {
         self.id.as_deref()
     }
 
     /// The model that made the assessment.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert_eq!(assessment.model(), classifier.model());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn model(&self) -> &ModelInfo {
         &self.model
     }
 
     /// The taxonomy whose heads and labels the assessment uses.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert_eq!(assessment.taxonomy(), classifier.taxonomy());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn taxonomy(&self) -> &Taxonomy {
         &self.taxonomy
     }
 
     /// SHA-256 of the report's UTF-8 text, in hexadecimal.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert_eq!(assessment.input_sha256().len(), 64);
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn input_sha256(&self) -> &str {
         &self.input_sha256
     }
 
     /// The version of this crate, which made the assessment.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert_eq!(assessment.engine(), env!("CARGO_PKG_VERSION"));
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn engine(&self) -> &'static str {
         env!("CARGO_PKG_VERSION")
     }
 
     /// The answer of the head with a name, or `None` if the taxonomy has none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// use lyhord::Outcome;
+    ///
+    /// assert!(matches!(assessment.outcome("severity"), Some(Outcome::Level(_))));
+    /// assert!(assessment.outcome("mood").is_none());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn outcome(&self, head: &str) -> Option<Outcome<'_>> {
         let (head, answer) = self.heads().find(|(item, _)| item.name() == head)?;
         answer.outcome(head)
     }
 
     /// Each head with its answer, in taxonomy order.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// for (head, outcome) in assessment.outcomes() {
+    ///     println!("{}: {outcome:?}", head.name());
+    /// }
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn outcomes(&self) -> impl Iterator<Item = (&Head, Outcome<'_>)> {
         self.heads()
             .filter_map(|(head, answer)| Some((head, answer.outcome(head)?)))
@@ -362,6 +550,16 @@ impl Assessment {
     ///
     /// For an ordinal head these are its levels; for a binary one the only
     /// label, with the probability of yes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// let sum: f32 = assessment.probabilities("sector").map(|each| each.probability().get()).sum();
+    /// assert!((sum - 1.0).abs() < 1e-4);
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn probabilities(&self, head: &str) -> impl Iterator<Item = LabelOutcome<'_>> {
         self.heads()
             .filter(move |(item, _)| item.name() == head)
@@ -370,6 +568,17 @@ impl Assessment {
 
     /// The risk areas over their thresholds, most probable first: the answer
     /// of the head `risk_area`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// for area in assessment.risk_areas() {
+    ///     println!("{} {:.2}", area.name(), area.probability());
+    /// }
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn risk_areas(&self) -> Vec<LabelOutcome<'_>> {
         match self.outcome("risk_area") {
             Some(Outcome::Labels(labels)) => labels,
@@ -378,6 +587,16 @@ impl Assessment {
     }
 
     /// How severe the report is: the answer of the head `severity`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// let severity = assessment.severity().unwrap();
+    /// println!("{} {}", severity.level(), severity.name());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn severity(&self) -> Option<LevelOutcome<'_>> {
         match self.outcome("severity")? {
             Outcome::Level(level) => Some(level),
@@ -386,21 +605,57 @@ impl Assessment {
     }
 
     /// Whether harm has come about: the answer of the head `harm`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert!(assessment.harm().is_some());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn harm(&self) -> Option<BinaryOutcome> {
         self.binary("harm")
     }
 
     /// Whether somebody is in danger now: the answer of the head `danger`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// assert!(assessment.danger().is_some());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn danger(&self) -> Option<BinaryOutcome> {
         self.binary("danger")
     }
 
     /// What kind of report it is: the answer of the head `report_type`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// println!("{}", assessment.report_type().unwrap().name());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn report_type(&self) -> Option<LabelOutcome<'_>> {
         self.single_label("report_type")
     }
 
     /// Which part of care it concerns: the answer of the head `sector`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// println!("{}", assessment.sector().unwrap().name());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn sector(&self) -> Option<LabelOutcome<'_>> {
         self.single_label("sector")
     }
@@ -408,6 +663,16 @@ impl Assessment {
     /// The same assessment, serialised with a further field
     /// `{head}_probabilities` after each head of several labels: every label's
     /// code with its probability.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// # let assessment = classifier.assess(&lyhord::Report::new("Ingen kom.").with_id("7"))?;
+    /// let json = serde_json::to_value(assessment.with_all_probabilities()).unwrap();
+    /// assert_eq!(json["risk_area_probabilities"].as_object().unwrap().len(), 21);
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
     pub fn with_all_probabilities(&self) -> impl Serialize + '_ {
         WithAllProbabilities(self)
     }

@@ -118,7 +118,7 @@ fn a_stream_reads_ahead_by_at_most_two_batches() {
 fn a_stream_may_be_dropped_early_and_outlive_its_classifier() {
     let classifier = tiny(&options().batch(2));
     let endless = std::iter::repeat_with(|| Report::new("Larmet fungerar inte."));
-    assert_eq!(classifier.assess_stream(endless.clone()).take(3).count(), 3);
+    assert_eq!(classifier.assess_stream(endless).take(3).count(), 3);
     let results = classifier.assess_stream(endless);
     drop(classifier);
     assert!(results.take(7).all(|result| result.is_ok()));

@@ -115,6 +115,24 @@ fn every_format_is_read_and_inputs_come_out_in_order() {
     );
 }
 
+#[cfg(unix)]
+#[test]
+fn a_pipe_with_a_name_is_read_from_its_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe.jsonl");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let child = spawn(&[pipe.to_str().unwrap()]);
+    std::fs::write(&pipe, "{\"text\":\"Ingen kom.\",\"id\":\"7\"}\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(ids(&String::from_utf8(output.stdout).unwrap()), ["7"]);
+}
+
 #[test]
 fn columns_separator_and_format_can_be_stated() {
     let folder = tempfile::tempdir().unwrap();

@@ -99,8 +99,13 @@ fn delimiter(text: &str) -> std::result::Result<u8, String> {
 pub fn run(args: Args) -> Result {
     let inputs: Vec<Input> = args.input.iter().map(Input::from).collect();
     let options = args.read_options();
-    // Before the long part: is anything wrong that can be known now?
-    for input in inputs.iter().filter(|input| **input != Input::Stdin) {
+    // Before the long part: is anything wrong that can be known now? A pipe can
+    // only be read once.
+    let is_no_pipe = |input: &&Input| match input {
+        Input::File(path) => path.is_file() || path.is_dir() || !path.exists(),
+        _ => false,
+    };
+    for input in inputs.iter().filter(is_no_pipe) {
         rows(input, &options)?;
     }
     if let Some(output) = &args.output {

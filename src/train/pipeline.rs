@@ -164,8 +164,10 @@ pub fn train(
         .collect::<Result<_>>()?;
     let targets: Vec<Vec<Option<Target>>> = dev.iter().map(|r| r.targets.clone()).collect();
     let fitted = calibration::fit(&taxonomy, &raw, &targets, &FitOptions::default())?;
-    let mut how = EvaluationOptions::default();
-    how.cross_fit = true;
+    let how = EvaluationOptions {
+        cross_fit: true,
+        ..EvaluationOptions::default()
+    };
     let evaluation = evaluation::measure(&taxonomy, classifier.model(), &fitted, &dev, &raw, &how)?;
     parts.calibration = fitted.to_json()?;
     parts.metrics = metrics(&evaluation);

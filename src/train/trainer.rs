@@ -295,9 +295,15 @@ fn set_prior(parameters: &mut Parameters, taxonomy: &Taxonomy, train: &[Labelled
     let _ = parameters.refresh();
 }
 
+/// The gradient of each parameter; empty where there is none.
+type Gradients = Vec<Vec<f32>>;
+
+/// What a worker made of its groups, each with the group's place.
+type Numbered<T> = Vec<(usize, Vec<T>)>;
+
 /// One shard's contribution to a step.
 struct Shard {
-    gradients: Vec<Vec<f32>>,
+    gradients: Gradients,
     loss: f32,
     evidence_loss: f32,
     tokens: usize,
@@ -478,7 +484,7 @@ impl Trainer<'_> {
         fixed: &Values,
         mut examples: Vec<(usize, Example)>,
         step: u64,
-    ) -> Result<(Vec<Vec<Vec<f32>>>, f32, f32, usize)> {
+    ) -> Result<(Vec<Gradients>, f32, f32, usize)> {
         let texts = examples.len();
         // The longest first, each to the shard with the fewest tokens so far.
         examples.sort_by_key(|(index, e)| (std::cmp::Reverse(e.ids.len()), *index));
@@ -588,7 +594,7 @@ impl Trainer<'_> {
             .map(|group| examples.by_ref().take(group.len()).collect())
             .collect();
         let queue = std::sync::Mutex::new(groups.into_iter().enumerate());
-        let done: Vec<Result<Vec<(usize, Vec<T>)>>> = std::thread::scope(|scope| {
+        let done: Vec<Result<Numbered<T>>> = std::thread::scope(|scope| {
             let workers: Vec<_> = self
                 .pools
                 .iter()
@@ -611,7 +617,7 @@ impl Trainer<'_> {
                 .map(|worker| worker.join().unwrap_or_else(|_| Err(worker_died())))
                 .collect()
         });
-        let mut ordered: Vec<(usize, Vec<T>)> = done
+        let mut ordered: Numbered<T> = done
             .into_iter()
             .collect::<Result<Vec<_>>>()?
             .into_iter()

@@ -5,7 +5,7 @@ use super::{Place, ReadOptions, Rejection, Row, Source, columns, failed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::Report;
 use csv_core::ReadRecordResult;
-use std::io::{BufRead, Cursor, Read};
+use std::io::{self, BufRead, Cursor, Read};
 use std::sync::Arc;
 
 pub(super) struct CsvRows {
@@ -59,6 +59,9 @@ impl CsvRows {
     }
 
     fn report(&mut self) -> Result<Report, Rejection> {
+        if self.records.is_unclosed {
+            return Err(Rejection::UnclosedQuote);
+        }
         let (found, expected) = (self.records.len(), self.num_columns);
         let is_filled = |at| !self.records.cell(at).is_empty();
         if found < expected || (expected..found).any(is_filled) {
@@ -125,6 +128,8 @@ struct Records {
     cells: Vec<u8>,
     ends: Vec<usize>,
     len: usize,
+    /// Whether the input ends inside a quoted cell of the record.
+    is_unclosed: bool,
     /// The line on which the record begins, and that of the next byte.
     start_line: u64,
     line: u64,
@@ -140,6 +145,7 @@ impl Records {
             cells: vec![0; 1 << 12],
             ends: vec![0; 1 << 5],
             len: 0,
+            is_unclosed: false,
             start_line: 1,
             line: 1,
             read: 0,
@@ -147,17 +153,21 @@ impl Records {
     }
 
     /// Goes on to the next record; false when there is none.
-    fn advance(&mut self) -> std::io::Result<bool> {
+    fn advance(&mut self) -> io::Result<bool> {
         self.len = 0;
-        let mut used = 0;
+        let (mut used, mut quotes) = (0, 0);
         let mut is_before = true;
         loop {
-            let input = self.reader.fill_buf()?;
+            let input = match self.reader.fill_buf() {
+                Ok(input) => input,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
             if is_before {
                 let is_break = |byte: &&u8| matches!(byte, b'\r' | b'\n');
                 let breaks = input.iter().take_while(is_break).count();
                 if breaks > 0 {
-                    self.line += newlines(input, breaks);
+                    self.line += count(b'\n', input, breaks);
                     self.read += breaks as u64;
                     self.reader.consume(breaks);
                     continue;
@@ -170,7 +180,9 @@ impl Records {
                 self.cells.get_mut(used..).unwrap_or_default(),
                 self.ends.get_mut(self.len..).unwrap_or_default(),
             );
-            self.line += newlines(input, read);
+            self.line += count(b'\n', input, read);
+            quotes += count(b'"', input, read);
+            self.is_unclosed = input.is_empty() && quotes % 2 == 1;
             self.read += read as u64;
             self.reader.consume(read);
             used += written;
@@ -209,10 +221,10 @@ impl Records {
     }
 }
 
-/// How many line breaks are among the first bytes.
-fn newlines(bytes: &[u8], first: usize) -> u64 {
-    let breaks = bytes.iter().take(first).filter(|byte| **byte == b'\n');
-    breaks.count() as u64
+/// How often a byte is among the first ones.
+fn count(byte: u8, bytes: &[u8], first: usize) -> u64 {
+    let found = bytes.iter().take(first).filter(|each| **each == byte);
+    found.count() as u64
 }
 
 /// So much is looked at for the first record, should a quote never close.
@@ -220,7 +232,7 @@ const MAX_FIRST_RECORD: usize = 1 << 20;
 
 /// The bytes of the first record, and perhaps more: up to the first line
 /// break outside quotes.
-fn first_record(reader: &mut dyn BufRead) -> std::io::Result<Vec<u8>> {
+fn first_record(reader: &mut dyn BufRead) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut reader = reader.take(MAX_FIRST_RECORD as u64);
     while reader.read_until(b'\n', &mut bytes)? > 0 {
@@ -242,10 +254,18 @@ fn guess_delimiter(record: &[u8]) -> u8 {
             *count += 1;
         }
     }
-    let most = counts.iter().map(|&(_, count)| count).max();
-    let found = counts.iter().find(|&&(_, count)| Some(count) == most);
-    found.map_or(b',', |&(delimiter, _)| delimiter)
+    let mut best = (ONE_COLUMN, 0);
+    for (delimiter, count) in counts {
+        if count > best.1 {
+            best = (delimiter, count);
+        }
+    }
+    best.0
 }
+
+/// Separates nothing in practice: a name alone in the first row means that
+/// every row is one text, commas and all.
+const ONE_COLUMN: u8 = b'\x1f';
 
 fn invalid(name: &str, what: &str) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("{name} {what}"))
@@ -349,6 +369,24 @@ mod tests {
     }
 
     #[test]
+    fn cells_and_rows_may_be_of_any_length() {
+        let (long, columns) = ("å".repeat(100_000), ";b".repeat(100));
+        let csv = format!("id;text;{columns}\n1;\"{long}\";{columns}\n2;{long};{columns}\n");
+        let wanted = [found(1, 2, "1", &long), found(2, 3, "2", &long)];
+        assert!(read(csv.as_bytes()) == wanted);
+    }
+
+    #[test]
+    fn a_quote_that_never_ends_is_not_taken_for_one_long_text() {
+        let rows = read(b"id;text\n1;a\n2;\"b\n3;c\n");
+        assert_eq!(rows[0], found(1, 2, "1", "a"));
+        assert_eq!(rows[1], (2, 3, Err(Rejection::UnclosedQuote)));
+        assert_eq!(rows.len(), 2);
+        // Without a line break at its end a file is whole all the same.
+        assert_eq!(read(b"id;text\n1;\"a\"")[0], found(1, 2, "1", "a"));
+    }
+
+    #[test]
     fn a_broken_row_does_not_change_the_encoding_of_the_others() {
         let rows = read(b"id;text\n1;f\xc3\xb6ll\n2;f\xf6ll\n3;f\xc3\xb6ll\n");
         assert_eq!(rows[1].2, Err(Rejection::NotUtf8));
@@ -372,8 +410,10 @@ mod tests {
         let error = open(b"", &ReadOptions::default()).err().unwrap();
         assert!(error.to_string().contains("empty"));
 
-        let mut options = ReadOptions::default();
-        options.id_column = Some("nr".to_owned());
+        let options = ReadOptions {
+            id_column: Some("nr".to_owned()),
+            ..ReadOptions::default()
+        };
         let error = open(b"id;text\n1;a\n", &options).err().unwrap();
         assert!(error.to_string().contains("\"nr\""));
     }

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Cursor, Read, Result};
 /// What is known about the encoding of an input.
 ///
 /// UTF-8 and Windows-1252 agree on ASCII, and hardly any Swedish text in
-/// Windows-1252 is UTF-8 by chance, so the first part that is not ASCII
+/// Windows-1252 holds UTF-8 by chance, so the first part that is not ASCII
 /// decides. From then on it is fixed: a part that is broken in a UTF-8 file is
 /// not taken for Windows-1252.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +22,10 @@ impl Encoding {
     /// Decides by some bytes of the input, if it is not decided.
     pub(super) fn see(&mut self, bytes: &[u8]) {
         if *self == Self::Undecided && !bytes.is_ascii() {
-            *self = match std::str::from_utf8(bytes) {
-                Ok(_) => Self::Utf8,
-                Err(_) => Self::Windows1252,
+            // One whole character is enough, should the part be broken.
+            *self = match bytes.utf8_chunks().any(|chunk| !chunk.valid().is_ascii()) {
+                true => Self::Utf8,
+                false => Self::Windows1252,
             };
         }
     }
@@ -112,5 +113,9 @@ mod tests {
         let mut encoding = Encoding::Undecided;
         assert_eq!(encoding.decode("föll".as_bytes()).as_deref(), Some("föll"));
         assert_eq!(encoding.decode(b"f\xf6ll"), None);
+
+        let mut encoding = Encoding::Undecided;
+        assert_eq!(encoding.decode(b"f\xc3\xb6ll \xff"), None);
+        assert_eq!(encoding, Encoding::Utf8);
     }
 }

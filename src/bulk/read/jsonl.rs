@@ -32,8 +32,10 @@ impl JsonlRows {
     }
 
     fn report(&self) -> Result<Report, Rejection> {
-        let line = std::str::from_utf8(&self.line).map_err(|_| Rejection::NotUtf8)?;
-        // The library's own message may quote the line.
+        let line =
+            std::str::from_utf8(self.line.trim_ascii_end()).map_err(|_| Rejection::NotUtf8)?;
+        // The library's own message may quote the line. Without its end, an
+        // unfinished line is at fault where it stops.
         let value = serde_json::from_str(line).map_err(|error| Rejection::NotJson {
             column: error.column(),
         })?;

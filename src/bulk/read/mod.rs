@@ -149,6 +149,9 @@ pub enum Rejection {
         /// How many names there are.
         expected: usize,
     },
+    /// A quoted cell in it runs to the end of the input, so the rows behind it
+    /// can't be told apart.
+    UnclosedQuote,
 }
 
 impl Rejection {
@@ -168,6 +171,7 @@ impl Rejection {
             Self::TextNotString => "text_not_string",
             Self::InvalidId => "invalid_id",
             Self::WrongColumns { .. } => "wrong_columns",
+            Self::UnclosedQuote => "unclosed_quote",
         }
     }
 }
@@ -184,6 +188,9 @@ impl fmt::Display for Rejection {
             Self::WrongColumns { found, expected } => write!(
                 f,
                 "has {found} columns where {expected} are named; a text with separators in it needs quotes"
+            ),
+            Self::UnclosedQuote => f.write_str(
+                "has a quote that is never closed, so it and all that follows in the file is left out",
             ),
         }
     }

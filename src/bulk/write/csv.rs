@@ -72,7 +72,7 @@ impl<W: Write> CsvWriter<W> {
             ]
             .map(str::to_owned),
         );
-        writer.write_record(&names)?;
+        writer.write_record(&names).map_err(unwrapped)?;
         Ok(Self {
             writer,
             all_probabilities,
@@ -122,11 +122,20 @@ impl<W: Write> AssessmentWriter for CsvWriter<W> {
             ]
             .map(str::to_owned),
         );
-        Ok(self.writer.write_record(&values)?)
+        self.writer.write_record(&values).map_err(unwrapped)
     }
 
     fn finish(&mut self) -> io::Result<()> {
         self.writer.flush()
+    }
+}
+
+/// The error of what is written to, which callers look for: a closed pipe is
+/// no fault.
+fn unwrapped(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        _ => io::Error::other("the rows have different numbers of columns"),
     }
 }
 
