@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// ```
 /// assert_eq!(lyhord::Precision::default(), lyhord::Precision::F32);
-/// assert_eq!("int8".parse(), Ok(lyhord::Precision::Int8));
+/// assert_eq!("int8".parse::<lyhord::Precision>()?, lyhord::Precision::Int8);
+/// # Ok::<(), lyhord::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
