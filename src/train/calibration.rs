@@ -55,7 +55,7 @@ const SHRINKAGES: [f64; 8] = [0.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 1e9];
 
 /// Fits the calibration of every head to raw logits and targets of the same
 /// texts, `targets[text][head]`. Unknown targets are left out; a head without
-/// any known target keeps [`Calibration::neutral`].
+/// any known target keeps a neutral calibration.
 ///
 /// # Errors
 ///
