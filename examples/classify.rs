@@ -1,16 +1,18 @@
-//! Assesses each line of standard input with a model folder and prints one
-//! JSON object a line.
+//! Assesses each line of standard input and prints one JSON object a line. A
+//! model folder may be named; else the shipped model is used.
 //!
 //! ```console
-//! echo "Brukaren fick dubbel dos insulin." | cargo run --release --example classify -- fixtures/tiny-bundle
+//! echo "Brukaren fick dubbel dos insulin." | cargo run --release --example classify
 //! ```
 
 use lyhord::{Classifier, Report};
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let dir = std::env::args().nth(1).ok_or("name a model folder")?;
-    let classifier = Classifier::from_dir(dir)?;
+    let classifier = match std::env::args().nth(1) {
+        Some(dir) => Classifier::from_dir(dir)?,
+        None => Classifier::embedded()?,
+    };
     let lines = std::io::stdin().lines();
     let reports = lines
         .map_while(Result::ok)
