@@ -4,6 +4,7 @@ use crate::assessment::{Assessment, ModelInfo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::calibration::{Calibration, HeadProbabilities, RawLogits};
 use crate::model::heads::{AttentionWeights, Pooled};
+use crate::model::timing::{Ledger, Stage, Timings};
 use crate::model::tokeniser::Tokens;
 use crate::model::{BundleFiles, Model, Precision, Scratch};
 use crate::report::Report;
@@ -41,6 +42,7 @@ pub struct ClassifierOptions {
     threads: Option<usize>,
     batch: usize,
     precision: Precision,
+    timing: bool,
 }
 
 impl Default for ClassifierOptions {
@@ -49,6 +51,7 @@ impl Default for ClassifierOptions {
             threads: None,
             batch: 256,
             precision: Precision::default(),
+            timing: false,
         }
     }
 }
@@ -109,6 +112,22 @@ impl ClassifierOptions {
     /// ```
     pub fn precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
+        self
+    }
+
+    /// Whether to measure where the time goes, see [`Classifier::timings`].
+    /// Default: only if the environment variable `LYHORD_TIMING` is set to
+    /// something other than 0.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let options = lyhord::ClassifierOptions::new().timing(true);
+    /// assert!(options.from_dir("fixtures/tiny-bundle")?.timings().is_some());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
+    pub fn timing(mut self, timing: bool) -> Self {
+        self.timing = timing;
         self
     }
 
@@ -206,9 +225,11 @@ impl ClassifierOptions {
             }
         }
         let model = Arc::new(Model::load(bundle, self.precision)?);
+        let asked = |value: std::ffi::OsString| !value.is_empty() && value != "0";
+        let timing = self.timing || std::env::var_os("LYHORD_TIMING").is_some_and(asked);
         Ok(Classifier {
             inner: Arc::new(Inner {
-                workers: Workers::start(threads)?,
+                workers: Workers::start(threads, timing)?,
                 model,
                 batch: self.batch,
                 batches: AtomicU64::new(1),
@@ -427,6 +448,42 @@ impl Classifier {
             })),
         );
         result.recv().unwrap_or_else(|_| Err(failed()))
+    }
+
+    /// What the encoder's heads say of a report, `[num_logits]`, before the
+    /// lexical path and calibration: for comparing engines on the same weights.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Classifier::assess`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use lyhord::{Classifier, Report};
+    ///
+    /// let classifier = Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// let logits = classifier.encoder_logits(&Report::new("Larmet fungerar inte."))?;
+    /// assert_eq!(logits.len(), classifier.taxonomy().num_logits());
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
+    pub fn encoder_logits(&self, report: &Report) -> Result<Vec<f32>> {
+        Ok(self.raw_logits(report)?.encoder.unwrap_or_default())
+    }
+
+    /// How much time the threads have spent on what since the model was loaded;
+    /// `None` unless [`ClassifierOptions::timing`] is on.
+    ///
+    /// # Examples
+    ///
+    /// See [`Timings`].
+    pub fn timings(&self) -> Option<Timings> {
+        self.inner
+            .workers
+            .queue
+            .ledger
+            .as_ref()
+            .map(Ledger::timings)
     }
 
     /// Which model this is.
@@ -654,6 +711,7 @@ impl Model {
         scratch.ids = ids;
         encoded?;
         self.heads.score(tokens, scratch)?;
+        scratch.stopwatch.lap(Stage::Heads);
         Ok(tokens)
     }
 
@@ -688,7 +746,10 @@ impl Model {
 
     fn words(&self, text: &str, scratch: &mut Scratch) -> Option<Vec<f32>> {
         let lexical = self.lexical.as_ref()?;
-        Some(lexical.logits(text, &mut scratch.lexical))
+        scratch.stopwatch.lap(Stage::Heads);
+        let logits = lexical.logits(text, &mut scratch.lexical);
+        scratch.stopwatch.lap(Stage::Lexical);
+        Some(logits)
     }
 
     fn attend_with_weights(&self, report: &Report, scratch: &mut Scratch) -> Result<Attention> {
@@ -939,6 +1000,7 @@ impl Ord for Ranked {
 struct Queue {
     state: Mutex<QueueState>,
     changed: Condvar,
+    ledger: Option<Ledger>,
 }
 
 #[derive(Default)]
@@ -976,8 +1038,20 @@ impl Queue {
     }
 
     fn work(&self) {
-        let mut scratch = Scratch::new();
+        let new_scratch = || {
+            let mut scratch = Scratch::new();
+            if self.ledger.is_some() {
+                scratch.stopwatch.start();
+            }
+            scratch
+        };
+        let mut scratch = new_scratch();
         while let Some(job) = self.pop() {
+            scratch.stopwatch.lap(Stage::Waiting);
+            let last = match &job {
+                Job::Prepare(_) => Stage::Tokenise,
+                _ => Stage::Heads,
+            };
             let task = match &job {
                 Job::Prepare(task) | Job::Window(task, _) => Some(Arc::clone(task)),
                 Job::Other(_) => None,
@@ -989,10 +1063,14 @@ impl Queue {
             }));
             if outcome.is_err() {
                 // A fault in a dependency costs this report, not the program.
-                scratch = Scratch::new();
+                scratch = new_scratch();
                 if let Some(task) = task {
                     task.fail(failed());
                 }
+            }
+            if let Some(ledger) = &self.ledger {
+                scratch.stopwatch.lap(last);
+                scratch.stopwatch.settle(ledger);
             }
         }
     }
@@ -1007,9 +1085,12 @@ struct Workers {
 }
 
 impl Workers {
-    fn start(threads: usize) -> Result<Self> {
+    fn start(threads: usize, timing: bool) -> Result<Self> {
         let mut workers = Self {
-            queue: Arc::default(),
+            queue: Arc::new(Queue {
+                ledger: timing.then(Ledger::default),
+                ..Queue::default()
+            }),
             pools: Vec::with_capacity(threads),
         };
         for index in 0..threads {

@@ -1,8 +1,8 @@
 //! `lyhord evaluate`.
 
 use super::{Exit, Result, model};
-use lyhord::ClassifierOptions;
 use lyhord::evaluation::{EvaluationOptions, evaluate};
+use lyhord::{ClassifierOptions, Precision};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -18,6 +18,9 @@ pub struct Args {
     /// on the reports it has not seen
     #[arg(long)]
     cross_fit: bool,
+    /// The number format of the encoder: f32 is exact, int8 faster
+    #[arg(long, value_name = "FORMAT")]
+    precision: Option<Precision>,
     /// How to print the figures
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -38,7 +41,8 @@ enum Format {
 }
 
 pub fn run(args: Args) -> Result {
-    let classifier = model::load(args.model.as_deref(), &ClassifierOptions::new())?;
+    let options = ClassifierOptions::new().precision(args.precision.unwrap_or_default());
+    let classifier = model::load(args.model.as_deref(), &options)?;
     let reports = lyhord::train::read_labelled(&args.data, classifier.taxonomy())?;
     let mut options = EvaluationOptions::default();
     options.cross_fit = args.cross_fit;

@@ -1,9 +1,11 @@
 //! The transformer encoder: BERT and XLM-R, one text window at a time.
 
+use super::attention::AttentionHead;
 use super::config::EncoderConfig;
-use super::gemm::{Gemm, Linear, Precision, grown, matrix};
+use super::gemm::{Gemm, Linear, Precision, feed_forward, grown};
 use super::lexical::LexicalScratch;
-use super::ops::{Activation, AddNorm, SoftmaxRows};
+use super::ops::{Activation, AddNorm};
+use super::timing::{Stage, Stopwatch};
 use super::weights::{Table, Weights};
 use crate::error::{Error, ErrorKind, Result};
 use rten_simd::SimdOp;
@@ -21,11 +23,11 @@ use rten_simd::SimdOp;
 pub struct Scratch {
     pub(super) gemm: Gemm,
     pub(crate) lexical: LexicalScratch,
+    pub(crate) stopwatch: Stopwatch,
     pub(crate) ids: Vec<u32>,
     pub(crate) hidden: Vec<f32>,
     qkv: Vec<f32>,
-    scores: Vec<f32>,
-    head: Vec<f32>,
+    attention: Vec<f32>,
     context: Vec<f32>,
     intermediate: Vec<f32>,
     output: Vec<f32>,
@@ -264,6 +266,7 @@ impl Encoder {
         scratch: &'s mut Scratch,
     ) -> Result<&'s [f32]> {
         self.embed(ids, &mut scratch.hidden)?;
+        scratch.stopwatch.lap(Stage::Embed);
         for layer in self.layers.iter().take(layers) {
             self.layer(layer, ids.len(), scratch)?;
         }
@@ -309,16 +312,23 @@ impl Encoder {
         layer
             .qkv
             .forward(&mut scratch.gemm, hidden, tokens, Activation::None, qkv)?;
+        scratch.stopwatch.lap(Stage::Qkv);
 
         let context = grown(&mut scratch.context, tokens * width);
-        self.attention(
-            &scratch.gemm,
-            qkv,
-            tokens,
-            grown(&mut scratch.scores, tokens * tokens),
-            grown(&mut scratch.head, tokens * self.config.head_size()),
-            context,
-        )?;
+        let size = self.config.head_size();
+        for offset in (0..width).step_by(size) {
+            AttentionHead {
+                qkv,
+                context,
+                tokens,
+                hidden: width,
+                offset,
+                size,
+                scratch: &mut scratch.attention,
+            }
+            .dispatch();
+        }
+        scratch.stopwatch.lap(Stage::Attention);
 
         let output = grown(&mut scratch.output, tokens * width);
         layer.attention_output.forward(
@@ -328,63 +338,21 @@ impl Encoder {
             Activation::None,
             output,
         )?;
+        scratch.stopwatch.lap(Stage::AttentionOutput);
         self.add_norm(hidden, output, &layer.attention_norm);
+        scratch.stopwatch.lap(Stage::Norms);
 
-        let intermediate = grown(
-            &mut scratch.intermediate,
-            tokens * layer.intermediate.outputs(),
-        );
-        layer.intermediate.forward(
+        feed_forward(
+            [&layer.intermediate, &layer.output],
             &mut scratch.gemm,
             hidden,
             tokens,
-            Activation::Gelu,
-            intermediate,
-        )?;
-        layer.output.forward(
-            &mut scratch.gemm,
-            intermediate,
-            tokens,
-            Activation::None,
+            &mut scratch.intermediate,
             output,
         )?;
+        scratch.stopwatch.lap(Stage::FeedForward);
         self.add_norm(hidden, output, &layer.output_norm);
-        Ok(())
-    }
-
-    /// Scaled dot-product attention (Vaswani et al. 2017), head by head, from
-    /// `qkv` `[tokens, 3 * hidden]` to `context` `[tokens, hidden]`.
-    fn attention(
-        &self,
-        gemm: &Gemm,
-        qkv: &[f32],
-        tokens: usize,
-        scores: &mut [f32],
-        output: &mut [f32],
-        context: &mut [f32],
-    ) -> Result<()> {
-        let (width, size) = (self.config.hidden_size, self.config.head_size());
-        let scale = (size as f32).sqrt().recip();
-        let stride = 3 * width;
-        for offset in (0..width).step_by(size) {
-            let query = matrix(&qkv[offset..], [tokens, size], [stride, 1])?;
-            let key = matrix(&qkv[width + offset..], [size, tokens], [1, stride])?;
-            let value = matrix(&qkv[2 * width + offset..], [tokens, size], [stride, 1])?;
-            gemm.product(query, key, scale, scores)?;
-            SoftmaxRows {
-                values: &mut *scores,
-                width: tokens,
-            }
-            .dispatch();
-            let weights = matrix(scores, [tokens, tokens], [tokens, 1])?;
-            gemm.product(weights, value, 1.0, output)?;
-            for (row, output) in context
-                .chunks_exact_mut(width)
-                .zip(output.chunks_exact(size))
-            {
-                row[offset..offset + size].copy_from_slice(output);
-            }
-        }
+        scratch.stopwatch.lap(Stage::Norms);
         Ok(())
     }
 

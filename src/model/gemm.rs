@@ -5,7 +5,9 @@
 //! these from a thread whose rayon pool has one thread: the kernels then run
 //! without handing work to other threads.
 
-use super::ops::{Activation, BiasActivation, Dequantise, QuantiseRows};
+use super::ops::{
+    Activation, BiasActivation, Dequantise, DequantiseRows, QuantiseRows, QuantisedRows, Requantise,
+};
 use crate::error::{Error, ErrorKind, Result};
 use rten_gemm::{GemmError, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
 use rten_simd::SimdOp;
@@ -61,16 +63,28 @@ impl std::fmt::Display for Precision {
 /// The kernels for this machine and the buffers of the int8 path. One for each
 /// thread.
 #[derive(Default)]
-pub(crate) struct Gemm {
+pub struct Gemm {
     float: GemmExecutor<f32>,
     int8: GemmExecutor<u8, i8, i32>,
-    quantised: Vec<u8>,
-    zero_points: Vec<u8>,
-    row_scales: Vec<f32>,
+    input: QuantisedRows,
+    inner: QuantisedRows,
+    inner_row: Vec<f32>,
     sums: Vec<i32>,
 }
 
 impl Gemm {
+    /// Rounds `x` `[rows, width]` into `input`.
+    fn quantise(&mut self, x: &[f32], rows: usize) {
+        let width = x.len() / rows.max(1);
+        self.input.reserve(rows, width);
+        QuantiseRows {
+            values: x,
+            width,
+            quantised: &mut self.input,
+        }
+        .dispatch();
+    }
+
     /// `out = alpha * a @ b` for unpacked operands.
     pub fn product(&self, a: Matrix, b: Matrix, alpha: f32, out: &mut [f32]) -> Result<()> {
         self.float
@@ -102,22 +116,113 @@ pub(crate) fn matrix(data: &[f32], shape: [usize; 2], strides: [usize; 2]) -> Re
 }
 
 /// `y = activation(x Wᵀ + b)` with packed weights.
-pub(crate) struct Linear {
+pub struct Linear {
     weight: Packed,
     bias: Vec<f32>,
 }
 
 enum Packed {
     F32(PackedBMatrix<f32>),
-    Int8 {
-        weight: PackedBMatrix<i8>,
-        /// One an output, like the next.
-        scales: Vec<f32>,
-        /// The sum of an output's weights, which times a token's zero point is
-        /// what the zero point adds to the product. It is subtracted here since
-        /// rten-gemm 0.27.0 takes the zero points of the first rows for all.
-        sums: Vec<i32>,
-    },
+    Int8(Int8Weight),
+}
+
+struct Int8Weight {
+    weight: PackedBMatrix<i8>,
+    /// One an output, like the next.
+    scales: Vec<f32>,
+    /// The sum of an output's weights, which times a token's zero point is
+    /// what the zero point adds to the product. It is subtracted here since
+    /// rten-gemm 0.27.0 takes the zero points of the first rows for all.
+    sums: Vec<i32>,
+}
+
+impl Int8Weight {
+    /// `sums` `[rows, outputs]` of rounded rows and weights, zero points still
+    /// in them.
+    fn product(
+        &self,
+        gemm: &GemmExecutor<u8, i8, i32>,
+        input: &QuantisedRows,
+        rows: usize,
+        sums: &mut [i32],
+    ) -> Result<()> {
+        let inputs = self.weight.rows();
+        let view = Matrix::from_slice_with_strides([rows, inputs], &*input.values, [inputs, 1])
+            .map_err(|_| refused(GemmError::KSizeMismatch))?;
+        gemm.gemm(
+            sums,
+            GemmInputA::Unpacked(view),
+            GemmInputB::Packed(&self.weight),
+            GemmOptions::default(),
+        )
+        .map_err(refused)
+    }
+
+    fn dequantise<'a>(
+        &'a self,
+        sums: &'a [i32],
+        input: &'a QuantisedRows,
+        bias: &'a [f32],
+        activation: Activation,
+    ) -> Dequantise<'a> {
+        Dequantise {
+            sums,
+            input,
+            column_sums: &self.sums,
+            column_scales: &self.scales,
+            bias,
+            activation,
+        }
+    }
+}
+
+/// Tokens that go through the feed-forward part together: what they are
+/// between its layers stays in the second cache.
+const FEED_FORWARD_ROWS: usize = 48;
+
+/// `out = gelu(x W1ᵀ + b1) W2ᵀ + b2` for `x` `[rows, inputs]`; `between` is
+/// room that only ever grows.
+pub fn feed_forward(
+    layers: [&Linear; 2],
+    gemm: &mut Gemm,
+    x: &[f32],
+    rows: usize,
+    between: &mut Vec<f32>,
+    out: &mut [f32],
+) -> Result<()> {
+    let [inner, outer] = layers;
+    let blocks = x
+        .chunks(FEED_FORWARD_ROWS * (x.len() / rows.max(1)).max(1))
+        .zip(out.chunks_mut(FEED_FORWARD_ROWS * outer.outputs()));
+    for (x, out) in blocks {
+        let rows = out.len() / outer.outputs();
+        match (&inner.weight, &outer.weight) {
+            (Packed::Int8(first), Packed::Int8(second)) => {
+                let width = inner.outputs();
+                gemm.quantise(x, rows);
+                let sums = grown(&mut gemm.sums, rows * width);
+                first.product(&gemm.int8, &gemm.input, rows, sums)?;
+                gemm.inner.reserve(rows, width);
+                Requantise {
+                    from: first.dequantise(sums, &gemm.input, &inner.bias, Activation::Gelu),
+                    rows,
+                    row: grown(&mut gemm.inner_row, width),
+                    into: &mut gemm.inner,
+                }
+                .dispatch();
+                let sums = grown(&mut gemm.sums, out.len());
+                second.product(&gemm.int8, &gemm.inner, rows, sums)?;
+                let from = second.dequantise(sums, &gemm.inner, &outer.bias, Activation::None);
+                DequantiseRows(from, out).dispatch();
+            }
+            _ => {
+                let between = grown(between, rows * inner.outputs());
+                inner.forward(gemm, x, rows, Activation::Gelu, between)?;
+                outer.forward(gemm, between, rows, Activation::None, out)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Linear {
@@ -151,16 +256,17 @@ impl Linear {
                     .chunks_exact(inputs)
                     .map(|row| row.iter().map(|x| i32::from(*x)).sum())
                     .collect();
-                Packed::Int8 {
+                Packed::Int8(Int8Weight {
                     weight: gemm.int8.prepack_b(view),
                     scales,
                     sums,
-                }
+                })
             }
         };
         Ok(Self { weight, bias })
     }
 
+    /// Columns of what [`Linear::forward`] writes.
     pub fn outputs(&self) -> usize {
         self.bias.len()
     }
@@ -193,46 +299,12 @@ impl Linear {
                 }
                 .dispatch();
             }
-            Packed::Int8 {
-                weight,
-                scales,
-                sums: column_sums,
-            } => {
-                let inputs = weight.rows();
-                let quantised = grown(&mut gemm.quantised, rows * inputs);
-                let zero_points = grown(&mut gemm.zero_points, rows);
-                let row_scales = grown(&mut gemm.row_scales, rows);
+            Packed::Int8(weight) => {
+                gemm.quantise(x, rows);
                 let sums = grown(&mut gemm.sums, rows * self.outputs());
-                QuantiseRows {
-                    values: x,
-                    width: inputs,
-                    quantised: &mut *quantised,
-                    zero_points: &mut *zero_points,
-                    scales: &mut *row_scales,
-                }
-                .dispatch();
-                let view =
-                    Matrix::from_slice_with_strides([rows, inputs], &*quantised, [inputs, 1])
-                        .map_err(|_| refused(GemmError::KSizeMismatch))?;
-                gemm.int8
-                    .gemm(
-                        sums,
-                        GemmInputA::Unpacked(view),
-                        GemmInputB::Packed(weight),
-                        GemmOptions::default(),
-                    )
-                    .map_err(refused)?;
-                Dequantise {
-                    sums,
-                    row_scales,
-                    zero_points,
-                    column_scales: scales,
-                    column_sums,
-                    bias: &self.bias,
-                    activation,
-                    out,
-                }
-                .dispatch();
+                weight.product(&gemm.int8, &gemm.input, rows, sums)?;
+                let from = weight.dequantise(sums, &gemm.input, &self.bias, activation);
+                DequantiseRows(from, out).dispatch();
             }
         }
         Ok(())

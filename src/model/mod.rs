@@ -3,6 +3,7 @@
 //! Most programs need only [`crate::Classifier`]. The types here are for
 //! programs that load an encoder by itself or write a bundle of their own.
 
+mod attention;
 mod bundle;
 pub(crate) mod calibration;
 pub(crate) mod config;
@@ -13,6 +14,7 @@ pub(crate) mod heads;
 mod hub;
 pub(crate) mod lexical;
 mod ops;
+pub(crate) mod timing;
 pub(crate) mod tokeniser;
 pub(crate) mod weights;
 
@@ -24,3 +26,14 @@ pub use gemm::Precision;
 #[cfg(feature = "hub")]
 pub use hub::HubModel;
 pub use lexical::LexicalModel;
+pub use timing::{Stage, Timings};
+
+/// What the benches measure part by part. Not for use: it changes without
+/// notice.
+#[doc(hidden)]
+pub mod kernels {
+    pub use super::attention::AttentionHead;
+    pub use super::gemm::{Gemm, Linear, feed_forward};
+    pub use super::ops::{Activation, AddNorm, BiasActivation};
+    pub use rten_simd::SimdOp;
+}

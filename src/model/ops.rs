@@ -1,23 +1,28 @@
 //! Row-wise operations of the encoder, vectorised by rten-simd, which picks
 //! the instruction set at run time.
 
+use super::gemm::grown;
 use rten_simd::functional::simd_map;
-use rten_simd::ops::{BitOps, FloatOps, NarrowSaturate, NumOps, ToFloat};
-use rten_simd::{Isa, SimdIterable, SimdOp, SimdUnaryOp};
-use rten_vecmath::{Gelu, MinMax, Normalize, NormalizeOptions, Softmax, Sum, SumSquareSub};
+use rten_simd::ops::{BitOps, FloatOps, IntOps, NarrowSaturate, NumOps, ToFloat};
+use rten_simd::{Isa, Simd, SimdIterable, SimdOp, SimdUnaryOp};
+use rten_vecmath::Gelu;
 
 /// What follows a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Activation {
+pub enum Activation {
+    /// Nothing.
     None,
+    /// GELU by the error function (Hendrycks and Gimpel 2016).
     Gelu,
 }
 
 /// Adds a bias to each row of `values` and applies an activation.
-pub(crate) struct BiasActivation<'a> {
+pub struct BiasActivation<'a> {
     /// `[rows, bias.len()]`
     pub values: &'a mut [f32],
+    /// One number a column.
     pub bias: &'a [f32],
+    /// What is applied to the sums.
     pub activation: Activation,
 }
 
@@ -50,13 +55,16 @@ impl SimdOp for BiasActivation<'_> {
 
 /// Adds rows to a residual stream and normalises each sum to mean 0 and
 /// variance 1, then scales and shifts it (layer normalisation, Ba et al. 2016).
-pub(crate) struct AddNorm<'a> {
+pub struct AddNorm<'a> {
     /// `[rows, weight.len()]`: the residual stream in, the result out.
     pub hidden: &'a mut [f32],
     /// As long as `hidden`, or empty when nothing is to be added.
     pub added: &'a [f32],
+    /// The scale of each column.
     pub weight: &'a [f32],
+    /// The shift of each column.
     pub bias: &'a [f32],
+    /// Added to the variance.
     pub eps: f32,
 }
 
@@ -66,64 +74,181 @@ impl SimdOp for AddNorm<'_> {
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
         let ops = isa.f32();
-        let width = self.weight.len();
+        let (width, zero) = (self.weight.len(), ops.zero());
         let mut added = self.added.chunks_exact(width);
         for row in self.hidden.chunks_exact_mut(width) {
-            if let Some(added) = added.next() {
-                let mut added = added.simd_iter_pad(ops);
-                simd_map(
+            let mut sum = zero;
+            match added.next() {
+                Some(added) => each(
                     ops,
                     &mut *row,
+                    [added],
+                    zero,
                     #[inline(always)]
-                    |x| ops.add(x, added.next().unwrap_or(ops.zero())),
-                );
+                    |x, [added]| {
+                        let x = ops.add(x, added);
+                        sum = ops.add(sum, x);
+                        x
+                    },
+                ),
+                None => each(
+                    ops,
+                    &mut *row,
+                    [],
+                    zero,
+                    #[inline(always)]
+                    |x, []| {
+                        sum = ops.add(sum, x);
+                        x
+                    },
+                ),
             }
-            let mean = Sum::new(row).eval(isa) / width as f32;
-            let variance = SumSquareSub::new(row, mean).eval(isa) / width as f32;
-            Normalize::new_mut(
-                row,
-                NormalizeOptions {
-                    pre_scale_bias: mean,
-                    scale: (variance + self.eps).sqrt().recip(),
-                    element_scale: Some(self.weight),
-                    element_bias: Some(self.bias),
-                    ..NormalizeOptions::default()
+            let mean = ops.splat(ops.sum(sum) / width as f32);
+            let mut squares = zero;
+            each(
+                ops,
+                &mut *row,
+                [],
+                mean,
+                #[inline(always)]
+                |x, []| {
+                    let x = ops.sub(x, mean);
+                    squares = ops.mul_add(x, x, squares);
+                    x
                 },
-            )
-            .eval(isa);
+            );
+            let variance = ops.sum(squares) / width as f32;
+            let scale = ops.splat((variance + self.eps).sqrt().recip());
+            each(
+                ops,
+                &mut *row,
+                [self.weight, self.bias],
+                zero,
+                #[inline(always)]
+                |x, [weight, bias]| ops.mul_add(x, ops.mul(weight, scale), bias),
+            );
         }
     }
 }
 
-/// Softmax over each row of `width` values.
-pub(crate) struct SoftmaxRows<'a> {
-    pub values: &'a mut [f32],
-    pub width: usize,
-}
-
-impl SimdOp for SoftmaxRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
-        for row in self.values.chunks_exact_mut(self.width) {
-            Softmax::new_mut(row).eval(isa);
+/// Replaces each vector of `row` by what `map` makes of it and of the same
+/// places of `others`. Behind the row's end `map` sees `fill` in the row and 0
+/// in the others.
+#[inline(always)]
+fn each<O: NumOps<f32>, const N: usize>(
+    ops: O,
+    row: &mut [f32],
+    others: [&[f32]; N],
+    fill: O::Simd,
+    mut map: impl FnMut(O::Simd, [O::Simd; N]) -> O::Simd,
+) {
+    let lanes = ops.len();
+    let whole = row.len() / lanes * lanes;
+    // Slices of one length, so that the checks in the loop fall away.
+    let others: [&[f32]; N] = std::array::from_fn(
+        #[inline(always)]
+        |n| &others[n][..row.len()],
+    );
+    let mut at = 0;
+    while at < whole {
+        let theirs = std::array::from_fn(
+            #[inline(always)]
+            |n| ops.load(&others[n][at..]),
+        );
+        let out = map(ops.load(&row[at..]), theirs);
+        ops.store(out, &mut row[at..]);
+        at += lanes;
+    }
+    let rest = &mut row[whole..];
+    if !rest.is_empty() {
+        let theirs = std::array::from_fn(
+            #[inline(always)]
+            |n| ops.load_pad(&others[n][whole..]).0,
+        );
+        let (ours, mask) = ops.load_pad(rest);
+        let out = map(ops.select(ours, fill, mask), theirs);
+        for (rest, out) in rest.iter_mut().zip(out.to_array()) {
+            *rest = out;
         }
     }
 }
 
-/// Rounds each row to u8 with its own scale and zero point:
-/// `x ~ (q - zero_point) * scale`.
-pub(crate) struct QuantiseRows<'a> {
+/// The largest element.
+#[inline(always)]
+pub(super) fn largest<S: Simd<Elem = f32>>(vector: S) -> f32 {
+    halved(vector, f32::max)
+}
+
+/// Combines halves until one element is left, which takes fewer steps one
+/// after the other than going through the elements.
+#[inline(always)]
+fn halved<S: Simd<Elem = f32>>(vector: S, combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut array = vector.to_array();
+    let mut left = array.as_ref().len();
+    while left > 1 {
+        left /= 2;
+        for index in 0..left {
+            array[index] = combine(array[index], array[index + left]);
+        }
+    }
+    array[0]
+}
+
+/// `exp(x)` for `x <= 0`, to 2 units in the last place, and 0 or next to it
+/// below -87. Half the work of a function for every `x`.
+#[inline(always)]
+pub(super) fn exp_of_negative<I: Isa>(isa: I, x: I::F32) -> I::F32 {
+    let (ops, int_ops) = (isa.f32(), isa.i32());
+    let x = ops.max(x, ops.splat(-87.0));
+    // x = k ln 2 + r, |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to a whole
+    // number, which then stands in the lowest bits.
+    let magic = ops.splat(12_582_912.0);
+    let shifted = ops.mul_add(x, ops.splat(std::f32::consts::LOG2_E), magic);
+    let k = ops.sub(shifted, magic);
+    // ln 2 in two parts, of which the first has few digits (Cody and Waite).
+    let r = ops.mul_add(k, ops.splat(-0.693_359_4), x);
+    let r = ops.mul_add(k, ops.splat(2.121_944_4e-4), r);
+    // Cephes' polynomial for exp on that interval.
+    let mut y = ops.splat(1.987_569_1e-4);
+    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
+        y = ops.mul_add(y, r, ops.splat(coefficient));
+    }
+    let y = ops.add(ops.mul_add(y, ops.mul(r, r), r), ops.one());
+    // Times 2^k, by adding k to the exponent.
+    let shifted: I::I32 = shifted.reinterpret_cast();
+    let y: I::I32 = y.reinterpret_cast();
+    int_ops
+        .add(y, int_ops.shift_left::<23>(shifted))
+        .reinterpret_cast()
+}
+
+/// Rows rounded to u8, each with its own scale and zero point:
+/// `x ~ (q - zero_point) * scale`. The buffers only ever grow.
+#[derive(Default)]
+pub(crate) struct QuantisedRows {
     /// `[rows, width]`
+    pub values: Vec<u8>,
+    /// `[rows]`
+    pub zero_points: Vec<u8>,
+    /// `[rows]`
+    pub scales: Vec<f32>,
+}
+
+impl QuantisedRows {
+    /// Makes room for `rows` rows of `width` values.
+    pub fn reserve(&mut self, rows: usize, width: usize) {
+        grown(&mut self.values, rows * width);
+        grown(&mut self.zero_points, rows);
+        grown(&mut self.scales, rows);
+    }
+}
+
+/// Rounds each row of `values` `[rows, width]` into `quantised`, which has the
+/// room for them.
+pub(crate) struct QuantiseRows<'a> {
     pub values: &'a [f32],
     pub width: usize,
-    /// `[rows, width]`
-    pub quantised: &'a mut [u8],
-    /// `[rows]`
-    pub zero_points: &'a mut [u8],
-    /// `[rows]`
-    pub scales: &'a mut [f32],
+    pub quantised: &'a mut QuantisedRows,
 }
 
 impl SimdOp for QuantiseRows<'_> {
@@ -131,53 +256,61 @@ impl SimdOp for QuantiseRows<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let ops = isa.f32();
-        let int_ops = isa.i32();
-        let rows = self
-            .values
-            .chunks_exact(self.width)
-            .zip(self.quantised.chunks_exact_mut(self.width));
-        let parameters = self.zero_points.iter_mut().zip(self.scales.iter_mut());
-        for ((row, quantised), (zero_point, scale)) in rows.zip(parameters) {
-            let (min, max) = MinMax::new(row).eval(isa);
-            // Zero itself must be exact, so it belongs to the range.
-            let (min, max) = (min.min(0.0), max.max(0.0));
-            let step = ((max - min) / 255.0).max(f32::MIN_POSITIVE);
-            let inverse = step.recip();
-            let zero = (-min * inverse).round_ties_even().clamp(0.0, 255.0);
-            (*zero_point, *scale) = (zero as u8, step);
-
-            let lanes = ops.len() * 4;
-            let inverse_vec = ops.splat(inverse);
-            let zero_vec = int_ops.splat(zero as i32);
-            let mut chunks = row.chunks_exact(lanes);
-            let mut out = quantised.chunks_exact_mut(lanes);
-            for (chunk, out) in (&mut chunks).zip(&mut out) {
-                let rounded = ops.load_many::<4>(chunk).map(
-                    #[inline(always)]
-                    |x| int_ops.add(ops.to_int_round(ops.mul(x, inverse_vec)), zero_vec),
-                );
-                let low = int_ops.narrow_saturate(rounded[0], rounded[1]);
-                let high = int_ops.narrow_saturate(rounded[2], rounded[3]);
-                isa.u8().store(isa.i16().narrow_saturate(low, high), out);
-            }
-            for (x, out) in chunks.remainder().iter().zip(out.into_remainder()) {
-                *out = ((x * inverse).round_ties_even() + zero) as u8;
-            }
+        let rows = self.values.chunks_exact(self.width);
+        for (index, row) in rows.enumerate() {
+            quantise_row(isa, row, index, self.quantised);
         }
+    }
+}
+
+#[inline(always)]
+fn quantise_row<I: Isa>(isa: I, row: &[f32], index: usize, into: &mut QuantisedRows) {
+    let (ops, int_ops) = (isa.f32(), isa.i32());
+    let width = row.len();
+    // Zero itself must be exact, so it belongs to the range.
+    let (mut low, mut high) = (ops.zero(), ops.zero());
+    let mut chunks = row.chunks_exact(ops.len());
+    for chunk in &mut chunks {
+        let x = ops.load(chunk);
+        (low, high) = (ops.min(low, x), ops.max(high, x));
+    }
+    let rest = ops.load_pad(chunks.remainder()).0;
+    let min = halved(ops.min(low, rest), f32::min);
+    let max = largest(ops.max(high, rest));
+    let step = ((max - min) / 255.0).max(f32::MIN_POSITIVE);
+    let inverse = step.recip();
+    let zero = (-min * inverse).round_ties_even().clamp(0.0, 255.0);
+    into.zero_points[index] = zero as u8;
+    into.scales[index] = step;
+
+    let lanes = ops.len() * 4;
+    let inverse_vec = ops.splat(inverse);
+    let zero_vec = int_ops.splat(zero as i32);
+    let mut chunks = row.chunks_exact(lanes);
+    let mut out = into.values[index * width..(index + 1) * width].chunks_exact_mut(lanes);
+    for (chunk, out) in (&mut chunks).zip(&mut out) {
+        let rounded = ops.load_many::<4>(chunk).map(
+            #[inline(always)]
+            |x| int_ops.add(ops.to_int_round(ops.mul(x, inverse_vec)), zero_vec),
+        );
+        let low = int_ops.narrow_saturate(rounded[0], rounded[1]);
+        let high = int_ops.narrow_saturate(rounded[2], rounded[3]);
+        isa.u8().store(isa.i16().narrow_saturate(low, high), out);
+    }
+    for (x, out) in chunks.remainder().iter().zip(out.into_remainder()) {
+        *out = ((x * inverse).round_ties_even() + zero) as u8;
     }
 }
 
 /// Turns the sums of an int8 product back into f32, with a bias and an
 /// activation:
 /// `out = (sums - zero_point * column_sum) * row_scale * column_scale + bias`.
+#[derive(Clone, Copy)]
 pub(crate) struct Dequantise<'a> {
     /// `[rows, columns]`
     pub sums: &'a [i32],
-    /// `[rows]`
-    pub row_scales: &'a [f32],
-    /// `[rows]`
-    pub zero_points: &'a [u8],
+    /// The product's left side: the scales and zero points of its rows.
+    pub input: &'a QuantisedRows,
     /// `[columns]`
     pub column_sums: &'a [i32],
     /// `[columns]`
@@ -185,53 +318,170 @@ pub(crate) struct Dequantise<'a> {
     /// `[columns]`
     pub bias: &'a [f32],
     pub activation: Activation,
-    /// `[rows, columns]`
-    pub out: &'a mut [f32],
 }
 
-impl SimdOp for Dequantise<'_> {
+impl Dequantise<'_> {
+    #[inline(always)]
+    fn value<I: Isa>(
+        &self,
+        isa: I,
+        [row_scale, column_scale, bias]: [I::F32; 3],
+        [zero_point, column_sum, sum]: [I::I32; 3],
+    ) -> I::F32 {
+        let (ops, int_ops) = (isa.f32(), isa.i32());
+        let sum = int_ops.to_float(int_ops.sub(sum, int_ops.mul(zero_point, column_sum)));
+        let x = ops.mul_add(sum, ops.mul(row_scale, column_scale), bias);
+        match self.activation {
+            Activation::None => x,
+            Activation::Gelu => Gelu {}.eval(isa, x),
+        }
+    }
+
+    #[inline(always)]
+    fn row<I: Isa>(&self, isa: I, index: usize, out: &mut [f32]) {
+        let (ops, int_ops) = (isa.f32(), isa.i32());
+        let columns = self.bias.len();
+        let sums = &self.sums[index * columns..(index + 1) * columns];
+        let (column_sums, scales) = (&self.column_sums[..columns], &self.column_scales[..columns]);
+        let row_scale = ops.splat(self.input.scales[index]);
+        let zero_point = int_ops.splat(i32::from(self.input.zero_points[index]));
+        let lanes = ops.len();
+        let whole = columns / lanes * lanes;
+        let out = &mut out[..columns];
+        let mut at = 0;
+        while at < whole {
+            let x = self.value(
+                isa,
+                [
+                    row_scale,
+                    ops.load(&scales[at..]),
+                    ops.load(&self.bias[at..]),
+                ],
+                [
+                    zero_point,
+                    int_ops.load(&column_sums[at..]),
+                    int_ops.load(&sums[at..]),
+                ],
+            );
+            ops.store(x, &mut out[at..]);
+            at += lanes;
+        }
+        if whole < columns {
+            let x = self.value(
+                isa,
+                [
+                    row_scale,
+                    ops.load_pad(&scales[whole..]).0,
+                    ops.load_pad(&self.bias[whole..]).0,
+                ],
+                [
+                    zero_point,
+                    int_ops.load_pad(&column_sums[whole..]).0,
+                    int_ops.load_pad(&sums[whole..]).0,
+                ],
+            );
+            for (out, x) in out[whole..].iter_mut().zip(x.to_array()) {
+                *out = x;
+            }
+        }
+    }
+}
+
+/// Writes what a [`Dequantise`] gives to `out` `[rows, columns]`.
+pub(crate) struct DequantiseRows<'a>(pub Dequantise<'a>, pub &'a mut [f32]);
+
+impl SimdOp for DequantiseRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let ops = isa.f32();
-        let int_ops = isa.i32();
-        let gelu = Gelu {};
-        let columns = self.bias.len();
-        let rows = self
-            .sums
-            .chunks_exact(columns)
-            .zip(self.out.chunks_exact_mut(columns));
-        let parameters = self.row_scales.iter().zip(self.zero_points);
-        for ((sums, out), (row_scale, zero_point)) in rows.zip(parameters) {
-            let row_scale = ops.splat(*row_scale);
-            let zero_point = int_ops.splat(i32::from(*zero_point));
-            let mut column_sums = self.column_sums.simd_iter_pad(int_ops);
-            let mut sums = sums.simd_iter_pad(int_ops);
-            let mut scales = self.column_scales.simd_iter_pad(ops);
-            let mut bias = self.bias.simd_iter_pad(ops);
-            let values = simd_map(
-                ops,
-                out,
+        for (index, out) in self.1.chunks_exact_mut(self.0.bias.len()).enumerate() {
+            self.0.row(isa, index, out);
+        }
+    }
+}
+
+/// Rounds what a [`Dequantise`] gives to u8 again, row by row, so that the
+/// numbers between stay in the first cache.
+pub(crate) struct Requantise<'a> {
+    pub from: Dequantise<'a>,
+    pub rows: usize,
+    /// Room for one row.
+    pub row: &'a mut [f32],
+    /// Has the room for all rows.
+    pub into: &'a mut QuantisedRows,
+}
+
+impl SimdOp for Requantise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        for index in 0..self.rows {
+            self.from.row(isa, index, self.row);
+            quantise_row(isa, self.row, index, self.into);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct ExpOfNegative<'a>(&'a mut [f32]);
+
+    impl SimdOp for ExpOfNegative<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn eval<I: Isa>(self, isa: I) {
+            simd_map(
+                isa.f32(),
+                self.0,
                 #[inline(always)]
-                |_| {
-                    let shift = column_sums.next().unwrap_or(int_ops.zero());
-                    let sum = int_ops.sub(
-                        sums.next().unwrap_or(int_ops.zero()),
-                        int_ops.mul(zero_point, shift),
-                    );
-                    let sum = int_ops.to_float(sum);
-                    let scale = ops.mul(row_scale, scales.next().unwrap_or(ops.zero()));
-                    ops.mul_add(sum, scale, bias.next().unwrap_or(ops.zero()))
-                },
+                |x| exp_of_negative(isa, x),
             );
-            if self.activation == Activation::Gelu {
-                simd_map(
-                    ops,
-                    values,
-                    #[inline(always)]
-                    |x| gelu.eval(isa, x),
-                );
+        }
+    }
+
+    #[test]
+    fn the_exponential_of_what_is_not_positive_is_exact_to_a_millionth() {
+        let inputs: Vec<f32> = (0..87_000).map(|i| i as f32 * -0.001).collect();
+        let mut outputs = inputs.clone();
+        ExpOfNegative(&mut outputs).dispatch();
+        for (x, y) in inputs.iter().zip(&outputs) {
+            let exact = f64::from(*x).exp();
+            assert!(
+                (f64::from(*y) / exact - 1.0).abs() < 1e-6,
+                "{x}: {y} {exact}"
+            );
+        }
+        let mut far = [-1e4, f32::NEG_INFINITY, f32::MIN];
+        ExpOfNegative(&mut far).dispatch();
+        assert!(far.iter().all(|y| (0.0..1e-37).contains(y)), "{far:?}");
+    }
+
+    #[test]
+    fn a_row_is_normalised_whatever_its_width() {
+        for width in [1, 2, 15, 16, 17, 40] {
+            let values: Vec<f32> = (0..width).map(|i| (i * i % 7) as f32 - 2.0).collect();
+            let added: Vec<f32> = (0..width).map(|i| (i % 3) as f32).collect();
+            let (weight, bias) = (vec![2.0; width], vec![0.5; width]);
+            let mut hidden = values.clone();
+            AddNorm {
+                hidden: &mut hidden,
+                added: &added,
+                weight: &weight,
+                bias: &bias,
+                eps: 1e-12,
+            }
+            .dispatch();
+            let sums: Vec<f32> = values.iter().zip(&added).map(|(a, b)| a + b).collect();
+            let mean = sums.iter().sum::<f32>() / width as f32;
+            let variance = sums.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / width as f32;
+            for (x, y) in sums.iter().zip(&hidden) {
+                let expected = (x - mean) / (variance + 1e-12).sqrt() * 2.0 + 0.5;
+                assert!((expected - y).abs() < 1e-4, "{width}: {expected} {y}");
             }
         }
     }

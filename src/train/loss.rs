@@ -26,11 +26,14 @@ fn binary(logit: f32, target: f32, weight: f32, value: &mut f32, gradient: &mut 
 /// labels, ordinal ones over their steps (Frank and Hall 2001), single-label
 /// heads take the cross-entropy of their softmax. Unknown targets cost nothing.
 /// `smoothing` draws every binary target that much towards one half and a
-/// softmax target towards the uniform distribution.
+/// softmax target towards the uniform distribution; `single_label_weight`
+/// multiplies the loss of single-label heads, of which each is one term beside
+/// many.
 pub(crate) fn task_loss(
     taxonomy: &Taxonomy,
     targets: &[&[Option<Target>]],
     smoothing: f32,
+    single_label_weight: f32,
     logits: &[f32],
 ) -> (f32, Vec<f32>) {
     let width = taxonomy.num_logits();
@@ -57,6 +60,7 @@ pub(crate) fn task_loss(
                     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                     let sum: f32 = logits.iter().map(|x| (x - max).exp()).sum();
                     let log_sum = max + sum.ln();
+                    let weight = weight * single_label_weight;
                     let share = smoothing / logits.len() as f32;
                     for (i, (x, g)) in logits.iter().zip(gradient).enumerate() {
                         let target = share + if i == *class { 1.0 - smoothing } else { 0.0 };

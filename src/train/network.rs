@@ -355,7 +355,7 @@ mod tests {
             .forward(values, batch, Some(regularisation))
             .unwrap();
         let task = ops::loss(&output.logits, |x| {
-            task_loss(&network.taxonomy, &[&first, &second], 0.1, x)
+            task_loss(&network.taxonomy, &[&first, &second], 0.1, 2.0, x)
         })
         .unwrap();
         let queries = network.taxonomy.num_queries();

@@ -38,6 +38,9 @@ pub struct TrainOptions {
     pub dropout: f32,
     /// How far targets are drawn towards indifference. Default 0.02.
     pub smoothing: f32,
+    /// Weight of each single-label head's loss beside the other heads' sums
+    /// over their labels. Default 2.
+    pub single_label_weight: f32,
     /// Weight of the loss that draws label attention to marked evidence.
     /// Default 0.2.
     pub evidence_weight: f32,
@@ -83,6 +86,7 @@ impl Default for TrainOptions {
             tokens_per_step: 2000,
             dropout: 0.1,
             smoothing: 0.02,
+            single_label_weight: 2.0,
             evidence_weight: 0.2,
             average_decay: 0.995,
             attention_size: 256,

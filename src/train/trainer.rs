@@ -562,7 +562,13 @@ impl Trainer<'_> {
         let targets: Vec<&[Option<Target>]> = targets.iter().map(Vec::as_slice).collect();
         let taxonomy = &self.network.taxonomy;
         let task = ops::loss(&output.logits, |x| {
-            task_loss(taxonomy, &targets, self.options.smoothing, x)
+            task_loss(
+                taxonomy,
+                &targets,
+                self.options.smoothing,
+                self.options.single_label_weight,
+                x,
+            )
         })?;
         let drawn = ops::loss(&output.scores, |x| {
             evidence_loss(taxonomy.num_queries(), &batch.texts, &evidence, x)
