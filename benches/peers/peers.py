@@ -236,6 +236,7 @@ class Process:
 
 def export(model, folder):
     """ONNX files: as exported, fused for ONNX Runtime, and quantised to int8."""
+    import onnx
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.transformers import optimizer
@@ -256,12 +257,18 @@ def export(model, folder):
     )
     model.fused = True
     options = FusionOptions("bert")
-    options.use_multi_head_attention = True
     heads, width = 12, 384
     optimized = optimizer.optimize_model(str(plain), "bert", num_heads=heads, hidden_size=width, optimization_options=options, opt_level=1)
     optimized.save_model_to_file(str(fused))
     print("fused operators:", optimized.get_fused_operator_statistics(), file=sys.stderr)
-    quantize_dynamic(str(fused), str(int8), per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Attention"])
+    quantize_dynamic(
+        str(fused),
+        str(int8),
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Attention"],
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
     return plain, fused, int8
 
 

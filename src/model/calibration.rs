@@ -285,6 +285,7 @@ impl Calibration {
     }
 
     /// One head's calibration.
+    #[cfg(test)]
     pub fn head(&self, name: &str) -> Option<&HeadCalibration> {
         let mut heads = self.heads.iter();
         heads.find_map(|(head, calibration)| (head == name).then_some(calibration))
@@ -293,11 +294,6 @@ impl Calibration {
     /// The heads' calibrations in taxonomy order.
     pub fn heads(&self) -> impl Iterator<Item = &HeadCalibration> {
         self.heads.iter().map(|(_, calibration)| calibration)
-    }
-
-    /// How it was fitted.
-    pub fn fit_record(&self) -> &FitRecord {
-        &self.fit
     }
 
     /// Every head's calibrated probabilities for one text, in taxonomy order.

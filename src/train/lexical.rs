@@ -15,7 +15,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::lexical::{
-    GramScratch, LexicalConfig, LexicalModel, LexicalScratch, for_each_gram, kind,
+    GramScratch, LexicalConfig, LexicalModel, for_each_gram, kind,
 };
 use crate::taxonomy::{HeadKind, Taxonomy};
 use crate::text::NormalisedText;
@@ -49,9 +49,6 @@ impl Default for LexicalOptions {
     }
 }
 
-/// How many folds [`out_of_fold_logits`] makes.
-const FOLDS: u64 = 5;
-
 /// Rounds over the texts at most; some fifteen are usual.
 const ROUNDS: usize = 60;
 
@@ -74,54 +71,12 @@ pub fn fit(
     fit_to(taxonomy, &texts.iter().collect::<Vec<_>>(), options)
 }
 
-/// The logits of each report by a lexical path that was fitted without it:
-/// the reports are dealt into five folds by a hash of their ids, and each fold
-/// is given the logits of a fit to the other four. A second model stacked on
-/// these sees them as they will be for new texts.
-///
-/// # Errors
-///
-/// As [`fit`].
-pub fn out_of_fold_logits(
-    taxonomy: &Taxonomy,
-    reports: &[LabelledReport],
-    options: &LexicalOptions,
-) -> Result<Vec<Vec<f32>>> {
-    let texts = texts(taxonomy, reports)?;
-    let mut logits = vec![Vec::new(); reports.len()];
-    let mut scratch = LexicalScratch::default();
-    for fold in 0..FOLDS {
-        let others: Vec<&Text> = texts.iter().filter(|text| text.fold != fold).collect();
-        if others.len() == texts.len() {
-            continue;
-        }
-        let model = fit_to(taxonomy, &others, options)?;
-        for (report, logits) in reports.iter().zip(&mut logits) {
-            if fold_of(&report.id) == fold {
-                let text = NormalisedText::new(&report.text);
-                *logits = model.logits(text.as_str(), &mut scratch);
-            }
-        }
-    }
-    Ok(logits)
-}
-
-/// The fold of a report, by its id alone, so that adding reports moves none.
-fn fold_of(id: &str) -> u64 {
-    // FNV-1a; its upper bits are the better mixed ones.
-    let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    (hash >> 33) % FOLDS
-}
-
 /// One text to learn from: a report, or its evidence for one label.
 struct Text {
     /// N-grams by key, ascending, and how often each occurs.
     grams: Vec<(u32, u32)>,
     /// By logit, see [`signs`].
     signs: Vec<i8>,
-    fold: u64,
     whole: bool,
 }
 
@@ -130,7 +85,6 @@ fn texts(taxonomy: &Taxonomy, reports: &[LabelledReport]) -> Result<Vec<Text>> {
     let mut texts = Vec::with_capacity(reports.len());
     for report in reports {
         let signs = signs(taxonomy, report)?;
-        let fold = fold_of(&report.id);
         for evidence in &report.evidence {
             let Some(signs) = evidence_signs(taxonomy, &signs, evidence.query) else {
                 continue;
@@ -144,14 +98,12 @@ fn texts(taxonomy: &Taxonomy, reports: &[LabelledReport]) -> Result<Vec<Text>> {
             texts.push(Text {
                 grams: grams(&passages, &mut scratch),
                 signs,
-                fold,
                 whole: false,
             });
         }
         texts.push(Text {
             grams: grams(&report.text, &mut scratch),
             signs,
-            fold,
             whole: true,
         });
     }
@@ -654,22 +606,6 @@ mod tests {
     fn the_same_reports_give_the_same_model() {
         let fit = || fit(&taxonomy(), &reports(), &LexicalOptions::default()).unwrap();
         assert_eq!(fit().tensors(), fit().tensors());
-    }
-
-    #[test]
-    fn out_of_fold_logits_come_from_models_that_have_not_seen_the_report() {
-        let options = LexicalOptions::default();
-        let mut reports = reports();
-        let before = out_of_fold_logits(&taxonomy(), &reports, &options).unwrap();
-        // Other targets of one report change the logits of every fold but its
-        // own.
-        reports[0].targets[0] = Some(Target::Labels(vec![1]));
-        let after = out_of_fold_logits(&taxonomy(), &reports, &options).unwrap();
-        let own = fold_of(&reports[0].id);
-        for (report, (before, after)) in reports.iter().zip(before.iter().zip(&after)) {
-            assert_eq!(before.len(), 5);
-            assert_eq!(before == after, fold_of(&report.id) == own, "{}", report.id);
-        }
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 mod augment;
 mod batch;
-pub mod calibration;
+pub(crate) mod calibration;
 mod checkpoint;
 mod data;
 mod kernels;
-pub mod lexical;
+pub(crate) mod lexical;
 mod loss;
-pub mod metrics;
+pub(crate) mod metrics;
 mod network;
 mod ops;
 mod options;

@@ -50,9 +50,11 @@ pub struct TrainJob {
 ///
 /// # Errors
 ///
-/// Those of reading data, taxonomy and base, [`ErrorKind::InvalidOption`] for
-/// settings that cannot be used or a checkpoint of another run,
-/// [`ErrorKind::Compute`] when training diverges, and whatever `events` gives.
+/// Those of reading data, taxonomy and base, [`ErrorKind::InvalidData`] for fewer
+/// than five dev records or a text that is both trained on and measured with,
+/// [`ErrorKind::InvalidOption`] for settings that cannot be used or a checkpoint
+/// of another run, [`ErrorKind::Compute`] when training diverges, and whatever
+/// `events` gives.
 ///
 /// # Examples
 ///
@@ -91,6 +93,16 @@ pub fn train(
     let data = read_all(&job.data, &taxonomy)?;
     let dev = read_all(&job.dev, &taxonomy)?;
     apart(&data, &dev)?;
+    if dev.len() < calibration::FOLDS {
+        return Err(Error::new(
+            ErrorKind::InvalidData,
+            format!(
+                "there are {} dev records; at least {} are needed to calibrate and measure in folds, and some hundreds to do it well",
+                dev.len(),
+                calibration::FOLDS
+            ),
+        ));
+    }
     let base = Base::load(&job.base)?;
     let device = match job.cuda {
         false => Device::Cpu,
