@@ -90,6 +90,7 @@ fn attention(criterion: &mut Criterion) {
                     qkv: black_box(&qkv),
                     context: &mut context,
                     tokens,
+                    queries: 0..tokens,
                     hidden: HIDDEN,
                     offset: 0,
                     size: HEAD,

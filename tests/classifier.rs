@@ -50,6 +50,10 @@ fn a_report_gives_the_same_bytes_whatever_the_batch_the_order_and_the_threads() 
             let classifier = tiny(&options.clone().threads(threads).batch(batch));
             assert_eq!(json(&classifier, &reports), expected, "{threads} threads");
         }
+        for threads in 1..=3 {
+            let together = tiny(&options.clone().threads(threads).latency(true));
+            assert_eq!(json(&together, &reports), expected, "{threads} together");
+        }
         let classifier = tiny(&options);
         let backwards: Vec<_> = reports.iter().rev().cloned().collect();
         let mut results = json(&classifier, &backwards);
@@ -60,6 +64,21 @@ fn a_report_gives_the_same_bytes_whatever_the_batch_the_order_and_the_threads() 
             let alone = serde_json::to_string(&alone.with_all_probabilities()).unwrap();
             assert_eq!(&alone, expected);
         }
+    }
+}
+
+#[cfg(feature = "embedded")]
+#[test]
+fn threads_that_share_a_text_say_the_same_of_it_with_the_shipped_model() {
+    for precision in [Precision::F32, Precision::Int8] {
+        let options = options().precision(precision);
+        let alone = options.clone().threads(1).embedded().unwrap();
+        let together = options.threads(2).latency(true).embedded().unwrap();
+        let reports = reports();
+        assert_eq!(
+            json(&together, &reports[..12]),
+            json(&alone, &reports[..12])
+        );
     }
 }
 

@@ -6,16 +6,17 @@ use super::gemm::grown;
 use super::ops::{exp_of_negative, largest};
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp};
+use std::ops::Range;
 
 /// Queries that are computed together. With two vectors each, their partial
 /// sums fill the 16 registers of AVX2 and hide the latency of AVX-512.
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 6;
 
 /// Numbers in a cache line.
 const LINE: usize = 16;
 
 /// One head of one window, from `qkv` `[tokens, 3 * hidden]` to its columns of
-/// `context` `[tokens, hidden]`.
+/// `context`, whose rows `[queries, hidden]` are those of some of the tokens.
 pub struct AttentionHead<'a> {
     /// Queries, keys and values side by side.
     pub qkv: &'a [f32],
@@ -23,6 +24,8 @@ pub struct AttentionHead<'a> {
     pub context: &'a mut [f32],
     /// Tokens of the window, at least one.
     pub tokens: usize,
+    /// The tokens whose rows `context` has, at least one.
+    pub queries: Range<usize>,
     /// Columns of `context`.
     pub hidden: usize,
     /// The head's first column.
@@ -44,6 +47,7 @@ impl SimdOp for AttentionHead<'_> {
             qkv,
             context,
             tokens,
+            queries: rows_wanted,
             hidden,
             offset,
             size,
@@ -82,14 +86,15 @@ impl SimdOp for AttentionHead<'_> {
         }
         let scale = (size as f32).sqrt().recip();
 
+        let count = rows_wanted.len();
+        let rows = ROWS.min(count);
         let mut first = 0;
-        while first < tokens {
+        while first < count {
             // The last rows may be computed twice; they come out the same.
-            let start = first.min(tokens.saturating_sub(ROWS));
-            let rows = ROWS.min(tokens);
+            let start = first.min(count - rows);
             for row in 0..ROWS {
-                let begin = (start + row.min(rows - 1)) * stride + offset;
-                let query = &qkv[begin..begin + size];
+                let token = rows_wanted.start + start + row.min(rows - 1);
+                let query = &qkv[token * stride + offset..][..size];
                 for (packed, value) in queries.iter_mut().zip(query) {
                     packed[row] = *value;
                 }
@@ -101,12 +106,10 @@ impl SimdOp for AttentionHead<'_> {
                 *inverse = softmax(isa, row, tokens, max, scale);
             }
             weigh(isa, scores, padded, values, value_width, tokens, sums);
-            for (row, (sum, inverse)) in sums.chunks_exact(value_width).zip(inverse).enumerate() {
-                if row >= rows {
-                    break;
-                }
-                let begin = (start + row) * hidden + offset;
-                for (out, sum) in context[begin..begin + size].iter_mut().zip(sum) {
+            let results = sums.chunks_exact(value_width).zip(inverse).take(rows);
+            for (row, (sum, inverse)) in results.enumerate() {
+                let out = &mut context[(start + row) * hidden + offset..][..size];
+                for (out, sum) in out.iter_mut().zip(sum) {
                     *out = sum * inverse;
                 }
             }
@@ -239,16 +242,25 @@ mod tests {
                 .collect();
             let mut context = vec![f32::NAN; tokens * hidden];
             for offset in (0..hidden / size * size).step_by(size) {
-                AttentionHead {
-                    qkv: &qkv,
-                    context: &mut context,
-                    tokens,
-                    hidden,
-                    offset,
-                    size,
-                    scratch: &mut scratch,
+                // In two parts, as two threads would share it.
+                let cut = tokens / 3;
+                let (first, second) = context.split_at_mut(cut * hidden);
+                for (context, queries) in [(first, 0..cut), (second, cut..tokens)] {
+                    if queries.is_empty() {
+                        continue;
+                    }
+                    AttentionHead {
+                        qkv: &qkv,
+                        context,
+                        tokens,
+                        queries,
+                        hidden,
+                        offset,
+                        size,
+                        scratch: &mut scratch,
+                    }
+                    .dispatch();
                 }
-                .dispatch();
                 let row = |part: usize, token: usize| {
                     let begin = token * 3 * hidden + part * hidden + offset;
                     &qkv[begin..begin + size]

@@ -1,6 +1,6 @@
 //! The transformer encoder: BERT and XLM-R, one text window at a time.
 
-use super::attention::AttentionHead;
+use super::attention::{AttentionHead, ROWS};
 use super::config::EncoderConfig;
 use super::gemm::{Gemm, Linear, Precision, feed_forward, grown};
 use super::lexical::LexicalScratch;
@@ -8,7 +8,9 @@ use super::ops::{Activation, AddNorm};
 use super::timing::{Stage, Stopwatch};
 use super::weights::{Table, Weights};
 use crate::error::{Error, ErrorKind, Result};
+use rayon::ThreadPool;
 use rten_simd::SimdOp;
+use std::cell::RefCell;
 
 /// Buffers of one thread. They grow to the longest window seen and are then
 /// reused, so that the steady state allocates nothing.
@@ -21,22 +23,55 @@ use rten_simd::SimdOp;
 /// ```
 #[derive(Default)]
 pub struct Scratch {
-    pub(super) gemm: Gemm,
+    pub(super) work: Work,
+    helpers: Vec<ThreadPool>,
     pub(crate) lexical: LexicalScratch,
-    pub(crate) stopwatch: Stopwatch,
     pub(crate) ids: Vec<u32>,
     pub(crate) hidden: Vec<f32>,
     qkv: Vec<f32>,
-    attention: Vec<f32>,
-    context: Vec<f32>,
-    intermediate: Vec<f32>,
-    output: Vec<f32>,
     pub(super) projected: Vec<f32>,
     pub(super) label_scores: Vec<f32>,
     pub(super) label_weights: Vec<f32>,
 }
 
+/// What one thread needs for the rows that it computes.
+#[derive(Default)]
+pub(crate) struct Work {
+    pub(super) gemm: Gemm,
+    pub(crate) stopwatch: Stopwatch,
+    attention: Vec<f32>,
+    context: Vec<f32>,
+    intermediate: Vec<f32>,
+    output: Vec<f32>,
+}
+
+thread_local! {
+    /// The buffers of a helping thread. The kernels in them stay where they were
+    /// made.
+    static HELP: RefCell<Work> = RefCell::default();
+}
+
 impl Scratch {
+    /// Buffers and further threads, a pool of one for each, so that every text is
+    /// computed by all of them together.
+    pub(crate) fn with_helpers(helpers: Vec<ThreadPool>) -> Self {
+        Self {
+            helpers,
+            ..Self::default()
+        }
+    }
+
+    /// Makes the buffers new, in case work on a text broke off in the middle.
+    pub(crate) fn reset(&mut self) {
+        let stopwatch = std::mem::take(&mut self.work.stopwatch);
+        *self = Self::with_helpers(std::mem::take(&mut self.helpers));
+        self.work.stopwatch = stopwatch;
+    }
+
+    pub(crate) fn stopwatch(&mut self) -> &mut Stopwatch {
+        &mut self.work.stopwatch
+    }
+
     /// Empty buffers with the kernels for this machine.
     ///
     /// # Examples
@@ -266,11 +301,38 @@ impl Encoder {
         scratch: &'s mut Scratch,
     ) -> Result<&'s [f32]> {
         self.embed(ids, &mut scratch.hidden)?;
-        scratch.stopwatch.lap(Stage::Embed);
+        scratch.work.stopwatch.lap(Stage::Embed);
+        let (tokens, width) = (ids.len(), self.config.hidden_size);
+        let Scratch {
+            work,
+            helpers,
+            hidden,
+            qkv,
+            ..
+        } = scratch;
+        let hidden = grown(hidden, tokens * width);
+        // Whole tiles of the kernels, so that no thread computes half ones.
+        let rows = tokens.div_ceil(helpers.len() + 1).next_multiple_of(ROWS);
         for layer in self.layers.iter().take(layers) {
-            self.layer(layer, ids.len(), scratch)?;
+            let columns = layer.qkv.outputs();
+            let qkv = grown(qkv, tokens * columns);
+            let parts = hidden
+                .chunks(rows * width)
+                .zip(qkv.chunks_mut(rows * columns));
+            shared(work, helpers, parts, &|(hidden, qkv), work| {
+                let rows = hidden.len() / width;
+                let none = Activation::None;
+                layer.qkv.forward(&mut work.gemm, hidden, rows, none, qkv)?;
+                work.stopwatch.lap(Stage::Qkv);
+                Ok(())
+            })?;
+            let qkv = &*qkv;
+            let parts = hidden.chunks_mut(rows * width).enumerate();
+            shared(work, helpers, parts, &|(part, hidden), work| {
+                self.layer(layer, qkv, part * rows, hidden, work)
+            })?;
         }
-        Ok(&scratch.hidden[..ids.len() * self.config.hidden_size])
+        Ok(hidden)
     }
 
     fn embed(&self, ids: &[u32], hidden: &mut Vec<f32>) -> Result<()> {
@@ -305,54 +367,55 @@ impl Encoder {
         Ok(())
     }
 
-    fn layer(&self, layer: &Layer, tokens: usize, scratch: &mut Scratch) -> Result<()> {
+    /// What follows queries, keys and values `[tokens, 3 * hidden]`, for the
+    /// rows `hidden` of some tokens from `first` on.
+    fn layer(
+        &self,
+        layer: &Layer,
+        qkv: &[f32],
+        first: usize,
+        hidden: &mut [f32],
+        work: &mut Work,
+    ) -> Result<()> {
         let width = self.config.hidden_size;
-        let hidden = grown(&mut scratch.hidden, tokens * width);
-        let qkv = grown(&mut scratch.qkv, tokens * layer.qkv.outputs());
-        layer
-            .qkv
-            .forward(&mut scratch.gemm, hidden, tokens, Activation::None, qkv)?;
-        scratch.stopwatch.lap(Stage::Qkv);
-
-        let context = grown(&mut scratch.context, tokens * width);
+        let rows = hidden.len() / width;
+        let context = grown(&mut work.context, hidden.len());
         let size = self.config.head_size();
         for offset in (0..width).step_by(size) {
             AttentionHead {
                 qkv,
                 context,
-                tokens,
+                tokens: qkv.len() / (3 * width),
+                queries: first..first + rows,
                 hidden: width,
                 offset,
                 size,
-                scratch: &mut scratch.attention,
+                scratch: &mut work.attention,
             }
             .dispatch();
         }
-        scratch.stopwatch.lap(Stage::Attention);
+        work.stopwatch.lap(Stage::Attention);
 
-        let output = grown(&mut scratch.output, tokens * width);
-        layer.attention_output.forward(
-            &mut scratch.gemm,
-            context,
-            tokens,
-            Activation::None,
-            output,
-        )?;
-        scratch.stopwatch.lap(Stage::AttentionOutput);
+        let output = grown(&mut work.output, hidden.len());
+        let none = Activation::None;
+        layer
+            .attention_output
+            .forward(&mut work.gemm, context, rows, none, output)?;
+        work.stopwatch.lap(Stage::AttentionOutput);
         self.add_norm(hidden, output, &layer.attention_norm);
-        scratch.stopwatch.lap(Stage::Norms);
+        work.stopwatch.lap(Stage::Norms);
 
         feed_forward(
             [&layer.intermediate, &layer.output],
-            &mut scratch.gemm,
+            &mut work.gemm,
             hidden,
-            tokens,
-            &mut scratch.intermediate,
+            rows,
+            &mut work.intermediate,
             output,
         )?;
-        scratch.stopwatch.lap(Stage::FeedForward);
+        work.stopwatch.lap(Stage::FeedForward);
         self.add_norm(hidden, output, &layer.output_norm);
-        scratch.stopwatch.lap(Stage::Norms);
+        work.stopwatch.lap(Stage::Norms);
         Ok(())
     }
 
@@ -366,4 +429,26 @@ impl Encoder {
         }
         .dispatch();
     }
+}
+
+/// Runs `run` on each part, the first ones on this thread and one on each
+/// helper, and waits for all of them.
+fn shared<P: Send>(
+    own: &mut Work,
+    helpers: &[ThreadPool],
+    mut parts: impl Iterator<Item = P> + Send,
+    run: &(impl Fn(P, &mut Work) -> Result<()> + Sync),
+) -> Result<()> {
+    let Some((helper, others)) = helpers.split_first() else {
+        return parts.try_for_each(|part| run(part, own));
+    };
+    let Some(part) = parts.next() else {
+        return Ok(());
+    };
+    let mut theirs = Ok(());
+    let ours = helper.in_place_scope(|scope| {
+        scope.spawn(|_| theirs = HELP.with_borrow_mut(|work| run(part, work)));
+        shared(own, others, parts, run)
+    });
+    ours.and(theirs)
 }

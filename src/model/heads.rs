@@ -103,7 +103,7 @@ impl Heads {
         let size = self.projection.outputs();
         let projected = grown(&mut scratch.projected, tokens * size);
         self.projection.forward(
-            &mut scratch.gemm,
+            &mut scratch.work.gemm,
             hidden,
             tokens,
             Activation::None,
@@ -111,7 +111,7 @@ impl Heads {
         )?;
         Tanh {}.map_mut(projected);
         let scores = grown(&mut scratch.label_scores, self.num_queries * tokens);
-        scratch.gemm.product(
+        scratch.work.gemm.product(
             matrix(&self.queries, [self.num_queries, size], [size, 1])?,
             matrix(projected, [size, tokens], [1, size])?,
             1.0,
@@ -152,7 +152,7 @@ impl Heads {
             pooled.score_max.push(max);
             pooled.weight_sum.push(Sum::new(weights).dispatch());
         }
-        scratch.gemm.product(
+        scratch.work.gemm.product(
             matrix(weights, [self.num_queries, count], [count, 1])?,
             matrix(hidden, [count, width], [width, 1])?,
             1.0,

@@ -14,9 +14,7 @@
 //! level.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::lexical::{
-    GramScratch, LexicalConfig, LexicalModel, for_each_gram, kind,
-};
+use crate::model::lexical::{GramScratch, LexicalConfig, LexicalModel, for_each_gram, kind};
 use crate::taxonomy::{HeadKind, Taxonomy};
 use crate::text::NormalisedText;
 use crate::train::data::{LabelledReport, Target};
@@ -420,6 +418,7 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::lexical::LexicalScratch;
     use crate::train::data::Evidence;
 
     fn taxonomy() -> Taxonomy {
