@@ -57,14 +57,17 @@ fn throughput(criterion: &mut Criterion) {
 fn one_text(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("one text alone");
     for precision in [Precision::Int8, Precision::F32] {
-        let classifier = ClassifierOptions::new()
-            .precision(precision)
-            .embedded()
-            .expect("a model is built in");
-        let report = &reports(&classifier, 160, 1)[0];
-        group.bench_function(format!("160 tokens, {precision}"), |bencher| {
-            bencher.iter(|| classifier.assess(report).expect("the report has a text"));
-        });
+        for (how, latency) in [("one thread", false), ("all threads share it", true)] {
+            let classifier = ClassifierOptions::new()
+                .precision(precision)
+                .latency(latency)
+                .embedded()
+                .expect("a model is built in");
+            let report = &reports(&classifier, 160, 1)[0];
+            group.bench_function(format!("160 tokens, {precision}, {how}"), |bencher| {
+                bencher.iter(|| classifier.assess(report).expect("the report has a text"));
+            });
+        }
     }
 }
 
@@ -86,7 +89,7 @@ fn cold_start(criterion: &mut Criterion) {
 fn memory(_: &mut Criterion) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     if let Some(line) = status.lines().find(|line| line.starts_with("VmHWM")) {
-        println!("peak memory, four models loaded one after the other: {line}");
+        println!("peak memory, the models loaded one after the other: {line}");
     }
 }
 

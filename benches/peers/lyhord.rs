@@ -4,10 +4,11 @@
 //!
 //! ```text
 //! cargo bench --bench peer -- MODEL TEXTS.jsonl f32|int8 THREADS [LOGITS.jsonl]
+//! cargo bench --bench peer -- MODEL TEXTS.jsonl alone-f32|alone-int8 THREADS
 //! cargo bench --bench peer -- MODEL TEXTS.jsonl gemm-f32|gemm-int8 THREADS
 //! ```
 //!
-//! The second form runs nothing but the encoder's weight products, at each
+//! The second form lets all threads share each text. The third runs nothing but the encoder's weight products, at each
 //! text's length: what is left when everything else costs nothing.
 
 use lyhord::model::EncoderConfig;
@@ -60,7 +61,14 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
             }
         }
-        None => classify(&model, &reports, what.parse()?, threads, logits),
+        None => {
+            let alone = what.strip_prefix("alone-");
+            let options = ClassifierOptions::new()
+                .precision(alone.unwrap_or(&what).parse()?)
+                .threads(threads)
+                .latency(alone.is_some());
+            classify(&options.from_dir(&model)?, &reports, logits)
+        }
     }
 }
 
@@ -80,16 +88,10 @@ fn rounds(mut round: impl FnMut() -> Result<(), Box<dyn Error>>) -> Result<(), B
 }
 
 fn classify(
-    model: &str,
+    classifier: &Classifier,
     reports: &[Report],
-    precision: Precision,
-    threads: usize,
     logits: Option<String>,
 ) -> Result<(), Box<dyn Error>> {
-    let classifier = ClassifierOptions::new()
-        .precision(precision)
-        .threads(threads)
-        .from_dir(model)?;
     if let Some(path) = logits {
         let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
         for report in reports {

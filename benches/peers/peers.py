@@ -289,6 +289,7 @@ def main():
     parser.add_argument("--texts", type=pathlib.Path, default=ROOT / "fixtures/reports.dev.jsonl")
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--length", type=int, help="cut texts to this many tokens, instead of mixed lengths")
+    parser.add_argument("--alone", action="store_true", help="the time for one text alone: all threads share it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--binary", type=pathlib.Path, help="the built bench `peer` (default: found in target)")
     parser.add_argument("--markdown", type=pathlib.Path, help="also write the table to this file")
@@ -305,6 +306,8 @@ def main():
     tokenizer.no_padding()
     tokenizer.no_truncation()
     chosen = texts_of(args.texts, args.count, args.length, tokenizer)
+    if args.alone:
+        chosen = chosen[:1]
     rows = [row for _, row in chosen]
     tokens = sum(map(len, rows))
     print(f"{len(rows)} texts, {tokens} tokens", file=sys.stderr)
@@ -326,6 +329,10 @@ def main():
         skip = [part.strip() for part in args.without.split(",") if part.strip()]
         peers = {name: make() for name, make in peers.items() if name not in skip}
 
+        if args.alone:
+            # One text is one batch; what is left to choose is how threads share it.
+            for peer in peers.values():
+                peer.configs = [c for c in peer.configs if c in (4, ("batch", 1), (1, 1, 1), (1, 1, 16))]
         reference, best, similarity = None, {}, {}
         sample = rows[:: max(1, len(rows) // 48)]
         for name, peer in peers.items():
@@ -343,12 +350,12 @@ def main():
         for precision in ("f32", "int8"):
             for threads in (1, THREADS):
                 logits = folder / f"{precision}.jsonl"
-                own[f"Lyhörd {precision}, {threads} thread{'s' * (threads > 1)}"] = Process(
-                    binary, args.model, texts, precision, threads, logits
-                )
+                name = f"Lyhörd {precision}, {threads} thread{'s' * (threads > 1)}"
+                mode = f"alone-{precision}" if args.alone else precision
+                own[name] = Process(binary, args.model, texts, mode, threads, logits)
                 values = np.array([json.loads(line) for line in logits.read_text().splitlines()])
-                similarity[f"Lyhörd {precision}, {threads} thread{'s' * (threads > 1)}"] = cosine(reference, values)
-        for precision in ("f32", "int8"):
+                similarity[name] = cosine(reference, values)
+        for precision in () if args.alone else ("f32", "int8"):
             own[f"limit: {precision} GEMM alone"] = Process(binary, args.model, texts, f"gemm-{precision}", THREADS)
 
         seconds = {name: [] for name in [*peers, *own]}
