@@ -13,9 +13,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(dir) => Classifier::from_dir(dir)?,
         None => Classifier::embedded()?,
     };
-    let lines = std::io::stdin().lines();
+    // A line that is not UTF-8 ends the program with an error, not the input.
+    let lines: Vec<String> = std::io::stdin().lines().collect::<Result<_, _>>()?;
     let reports = lines
-        .map_while(Result::ok)
+        .into_iter()
         .zip(1_u64..)
         .map(|(line, number)| Report::new(line).with_id(number.to_string()));
     for assessment in classifier.assess_stream(reports) {

@@ -1,6 +1,7 @@
 //! What goes out: the assessment of one report.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::Precision;
 use crate::report::Report;
 use crate::taxonomy::{Head, HeadKind, Label, Taxonomy};
 use serde::Serialize;
@@ -82,6 +83,13 @@ pub struct ModelInfo {
     version: String,
     sha256: String,
     taxonomy: String,
+    /// Not written for the exact mode, which is the default.
+    #[serde(skip_serializing_if = "is_exact")]
+    precision: Precision,
+}
+
+fn is_exact(precision: &Precision) -> bool {
+    *precision == Precision::F32
 }
 
 impl ModelInfo {
@@ -90,13 +98,20 @@ impl ModelInfo {
         version: impl Into<String>,
         sha256: impl Into<String>,
         taxonomy: impl Into<String>,
+        precision: Precision,
     ) -> Self {
         Self {
             name: name.into(),
             version: version.into(),
             sha256: sha256.into(),
             taxonomy: taxonomy.into(),
+            precision,
         }
+    }
+
+    /// The number format of the encoder, which decides the last digits.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The model's name.
@@ -875,7 +890,7 @@ mod tests {
     }
 
     fn assess(probabilities: &[f32], thresholds: &[f32]) -> Result<Assessment> {
-        let model = Arc::new(ModelInfo::new("m", "1.0.0", "abc", "1.0"));
+        let model = Arc::new(ModelInfo::new("m", "1.0.0", "abc", "1.0", Precision::F32));
         let report = Report::new("abc").with_id("2024-1");
         Assessment::from_probabilities(taxonomy(), model, &report, probabilities, thresholds)
     }

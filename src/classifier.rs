@@ -411,8 +411,8 @@ impl Classifier {
 
     /// Assesses reports as they come; the results stand in the order of the
     /// reports. Memory is bounded: reports are read ahead by at most two
-    /// batches (see [`ClassifierOptions::batch`]) of at most 4 MB of text, or of
-    /// one longer report.
+    /// batches (see [`ClassifierOptions::batch`]), each of which ends with the
+    /// report that fills 4 MB of text.
     ///
     /// # Errors
     ///
@@ -850,6 +850,9 @@ struct Progress {
 impl Task {
     /// Tokenises the text and submits its windows.
     fn prepare(self: Arc<Self>, queue: &Queue) {
+        if lock(&self.progress).failed {
+            return;
+        }
         match self.model.prepare(&self.report) {
             Err(error) => self.answer(Err(error)),
             Ok(prepared) => {

@@ -202,6 +202,15 @@ impl Taxonomy {
         if heads.is_empty() {
             return Err(invalid("has no heads: add at least one table of labels"));
         }
+        if let Some(head) = heads
+            .iter()
+            .find(|head: &&Head| RESERVED.contains(&head.field.as_str()))
+        {
+            return Err(invalid(format!(
+                "uses the field `{}`, which every record has",
+                head.field
+            )));
+        }
         let mut fields = HashSet::new();
         if let Some(head) = heads
             .iter()
@@ -268,6 +277,17 @@ impl Taxonomy {
     }
 }
 
+/// What a labelled record or an assessment holds besides its heads.
+const RESERVED: [&str; 7] = [
+    "id",
+    "text",
+    "evidence",
+    "model",
+    "engine",
+    "input_sha256",
+    "duplicate_of",
+];
+
 fn invalid(message: impl std::fmt::Display) -> Error {
     Error::new(
         ErrorKind::InvalidTaxonomy,
@@ -305,6 +325,19 @@ fn head(
                 .windows(2)
                 .all(|pair| pair[0].checked_add(1) == Some(pair[1]))
     });
+    if let Some(settings) = settings.get(&name) {
+        let keys = settings
+            .as_table()
+            .ok_or_else(|| invalid(format!("needs [heads.{name}] to be a table")))?;
+        if let Some(key) = keys
+            .keys()
+            .find(|key| !["kind", "field"].contains(&key.as_str()))
+        {
+            return Err(invalid(format!(
+                "has an unknown setting in [heads.{name}], {key}: use kind and field"
+            )));
+        }
+    }
     let stated = |key: &str| -> Result<Option<String>> {
         match settings.get(&name).and_then(|value| value.get(key)) {
             None => Ok(None),
@@ -365,4 +398,25 @@ fn head(
         logits: logits..logits + width,
         queries: queries..queries + num_queries,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_would_be_passed_over_or_write_a_field_twice_are_refused() {
+        let topic = "version = '1'\n[topic]\na = 'A'\nb = 'B'\n";
+        for (settings, expected) in [
+            ("[heads.topic]\nknd = 'multi_label'\n", "knd"),
+            ("[heads]\ntopic = 'multi_label'\n", "to be a table"),
+            ("[heads.topic]\nfield = 'model'\n", "`model`"),
+            ("[heads.other]\nkind = 'binary'\n", "no table [other]"),
+        ] {
+            let error = Taxonomy::from_toml(&format!("{topic}{settings}")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidTaxonomy);
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        assert!(Taxonomy::from_toml(topic).is_ok());
+    }
 }

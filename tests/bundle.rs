@@ -335,6 +335,18 @@ fn a_config_that_no_encoder_has_is_refused() {
         config["window"]["overlap"] = json!(62)
     });
     refused(files, &["overlap of 62"]);
+    let files = changed_json("config.json", |config| {
+        config["window"]["max_tokens"] = json!(u64::MAX)
+    });
+    refused(files, &["windows of"]);
+    let files = changed_json("config.json", |config| {
+        config["label_attention"]["attention_size"] = json!(0)
+    });
+    refused(files, &["attention_size"]);
+    let files = changed_json("config.json", |config| {
+        config["encoder"]["num_hidden_layers"] = json!(1_000_000_000_000_u64)
+    });
+    refused(files, &["model.safetensors"]);
     let files = changed_json("config.json", |config| config["name"] = json!("other"));
     refused(files, &["`other`", "`tiny`"]);
 }

@@ -82,9 +82,19 @@ fn threads_that_share_a_text_say_the_same_of_it_with_the_shipped_model() {
     }
 }
 
+/// What the model says, without what the text alone decides.
+fn answers(classifier: &Classifier, reports: &[Report]) -> Vec<serde_json::Value> {
+    let answer = |line: String| {
+        let mut value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        value.as_object_mut().unwrap().remove("input_sha256");
+        value
+    };
+    json(classifier, reports).into_iter().map(answer).collect()
+}
+
 #[test]
 fn different_texts_give_different_answers() {
-    let mut results = json(
+    let mut results = answers(
         &tiny(&options()),
         &[
             Report::new("Brukaren fick dubbel dos insulin."),
@@ -148,15 +158,14 @@ fn one_sentence_at_the_end_of_a_long_letter_counts() {
     let classifier = tiny(&options());
     let filler = "Vi har väntat i 14 månader på en operation. ".repeat(40);
     let sentence = "Mamma ramlade i natt och ingen kom när hon larmade!";
-    let without = json(&classifier, &[Report::new(filler.as_str())]);
-    let with = json(&classifier, &[Report::new(format!("{filler}{sentence}"))]);
+    let without = answers(&classifier, &[Report::new(filler.as_str())]);
+    let with = answers(&classifier, &[Report::new(format!("{filler}{sentence}"))]);
     assert_ne!(without, with);
 }
 
 #[test]
-fn a_text_of_five_megabytes_is_assessed_whole() {
-    // A tenth of it here, since the test shall be quick; the length in windows
-    // is that of 5 MB with a real model's windows.
+fn a_text_of_half_a_megabyte_is_assessed_whole() {
+    // In the tiny model's windows, as many as 5 MB have in a real one's.
     let text = "Mamma ramlade i natt och ingen kom när hon larmade! ".repeat(10_000);
     let classifier = tiny(&options());
     let assessment = classifier.assess(&Report::new(text)).unwrap();

@@ -219,6 +219,15 @@ fn records_that_do_not_fit_the_taxonomy_are_named_by_file_line_and_field() {
         ),
         (r#"{"text": "Hemlig text.", "sector": "okänd"}"#, "`sector`"),
         (
+            r#"{"text": "Hemlig text.", "sector": "Hemlig text i fel fält"}"#,
+            "`sector`",
+        ),
+        ("{\"text\": \"\u{200b}\u{feff}\"}", "`text`"),
+        (
+            r#"{"text": "Hemlig text.", "risk_areas": [], "evidence": {"fall": [[0, 6]]}}"#,
+            "`risk_areas` lacks",
+        ),
+        (
             r#"{"text": "Hemlig text.", "evidence": {"fall": [[3, 99]]}}"#,
             "ends after",
         ),

@@ -53,7 +53,7 @@ pub fn run(args: Args) -> Result {
     match args.format {
         Format::Table => write!(stdout, "{evaluation}")?,
         Format::Json => {
-            serde_json::to_writer_pretty(&mut stdout, &evaluation)?;
+            serde_json::to_writer_pretty(&mut stdout, &evaluation).map_err(std::io::Error::from)?;
             writeln!(stdout)?;
         }
     }

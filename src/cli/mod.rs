@@ -46,6 +46,11 @@ enum Exit {
 type Result<T = Exit> = std::result::Result<T, Box<dyn Error>>;
 
 pub fn main() -> ExitCode {
+    // The message of a panic could quote a report.
+    std::panic::set_hook(Box::new(|panic| match panic.location() {
+        Some(place) => message(format_args!("internal fault at {place}")),
+        None => message(format_args!("internal fault")),
+    }));
     let result = match Cli::parse().command {
         Command::Classify(args) => classify::run(args),
         Command::Evaluate(args) => evaluate::run(args),

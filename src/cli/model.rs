@@ -1,7 +1,7 @@
 //! `lyhord model`.
 
 use super::{Exit, Result};
-use lyhord::{Classifier, ClassifierOptions};
+use lyhord::{Classifier, ClassifierOptions, HeadKind};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -37,9 +37,9 @@ pub fn run(args: Args) -> Result {
             writeln!(stdout, "sha256    {}", model.sha256())?;
             writeln!(stdout, "taxonomy  {}", model.taxonomy())?;
             for head in taxonomy.heads() {
-                let kind = match head.labels() {
-                    [_] => "yes or no".to_owned(),
-                    labels => {
+                let kind = match (head.kind(), head.labels()) {
+                    (HeadKind::Binary, _) => "yes or no".to_owned(),
+                    (_, labels) => {
                         let codes: Vec<&str> = labels.iter().map(|label| label.code()).collect();
                         codes.join(" ")
                     }

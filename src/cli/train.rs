@@ -63,41 +63,47 @@ enum DeviceName {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Training options")]
 struct Options {
-    /// Passes over the training data
+    /// Passes over the training data [default: 5]
     #[arg(long)]
     epochs: Option<u64>,
-    /// Peak learning rate of the encoder's top layer
+    /// Peak learning rate of the encoder's top layer [default: 0.0001]
     #[arg(long)]
     encoder_rate: Option<f32>,
-    /// Peak learning rate of label attention and heads
+    /// Peak learning rate of label attention and heads [default: 0.003]
     #[arg(long)]
     head_rate: Option<f32>,
-    /// Each layer's learning rate as a share of the next one's
+    /// Each layer's learning rate as a share of the next one's [default: 0.95]
     #[arg(long)]
     layer_decay: Option<f32>,
-    /// Tokens in one optimiser step
+    /// Tokens in one optimiser step [default: 2000]
     #[arg(long)]
     tokens_per_step: Option<usize>,
-    /// Dropout probability
+    /// Dropout probability [default: 0.1]
     #[arg(long)]
     dropout: Option<f32>,
+    /// Weight of each single-label head's loss beside the other heads' sums over
+    /// their labels [default: 2]
+    #[arg(long)]
+    single_label_weight: Option<f32>,
     /// Keep the embeddings and this many of the lowest layers fixed and compute
     /// them once, for a machine without a GPU; 0 keeps the embeddings only
+    /// [default: everything is trained]
     #[arg(long, value_name = "N")]
     freeze: Option<usize>,
     /// Don't vary texts by typing errors and the like
     #[arg(long)]
     no_augment: bool,
-    /// Epochs without a better dev score before training stops
+    /// Epochs without a better dev score before training stops [default: 2]
     #[arg(long)]
     patience: Option<u64>,
-    /// The same seed and threads give the same model
+    /// The same seed and threads give the same model [default: 1]
     #[arg(long)]
     seed: Option<u64>,
-    /// Threads
+    /// Threads; each computes a part of every step, so the result depends on
+    /// their number [default: 2]
     #[arg(long)]
     threads: Option<usize>,
-    /// Minutes between checkpoints
+    /// Minutes between checkpoints [default: 5]
     #[arg(long)]
     checkpoint_minutes: Option<f64>,
 }
@@ -116,6 +122,7 @@ impl Options {
         set(&mut options.layer_decay, self.layer_decay);
         set(&mut options.tokens_per_step, self.tokens_per_step);
         set(&mut options.dropout, self.dropout);
+        set(&mut options.single_label_weight, self.single_label_weight);
         set(&mut options.patience, self.patience);
         set(&mut options.seed, self.seed);
         set(&mut options.threads, self.threads);
@@ -137,7 +144,10 @@ pub fn run(args: Args) -> Result {
         base: args.base,
         name: name.unwrap_or_else(|| "model".to_owned()),
         version: args.version,
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: std::env::args_os()
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+            .join(" "),
         card: args.card,
         cuda: args.device == DeviceName::Cuda,
         output: args.output,
@@ -146,7 +156,8 @@ pub fn run(args: Args) -> Result {
     let log_path = args
         .log
         .unwrap_or_else(|| job.output.join("training/log.jsonl"));
-    let mut log = open_log(&log_path)?;
+    let mut log = open_log(&log_path)
+        .map_err(|error| format!("cannot write {}: {error}", log_path.display()))?;
     let bar = ProgressBar::new(1000 * options.epochs);
     bar.set_style(ProgressStyle::with_template(
         "{wide_bar} {percent} %  {msg}",
@@ -158,7 +169,7 @@ pub fn run(args: Args) -> Result {
         }
         match event {
             TrainEvent::Resumed { step } => {
-                bar.println(format!("going on after step {step}"));
+                say(&bar, format!("going on after step {step}"));
             }
             TrainEvent::Step(step) => {
                 bar.set_position((1000.0 * step.epoch) as u64);
@@ -180,23 +191,29 @@ pub fn run(args: Args) -> Result {
                     .map(|(name, score)| format!("{name} {score:.3}"))
                     .collect();
                 let line = format!("epoch {epoch}: dev score {score:.4} ({})", heads.join(", "));
-                match bar.is_hidden() {
-                    true => super::message(format_args!("{line}")),
-                    false => bar.println(line),
-                }
+                say(&bar, line);
             }
             _ => {}
         }
         Ok(())
     })?;
     bar.finish_and_clear();
-    println!(
+    writeln!(
+        std::io::stdout(),
         "{} {} is in {}",
         manifest.name,
         manifest.version,
         job.output.display()
-    );
+    )?;
     Ok(Exit::Done)
+}
+
+/// A line above the bar, or alone where there is none.
+fn say(bar: &ProgressBar, line: String) {
+    match bar.is_hidden() {
+        true => super::message(format_args!("{line}")),
+        false => bar.println(line),
+    }
 }
 
 fn open_log(path: &std::path::Path) -> std::io::Result<File> {

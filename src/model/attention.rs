@@ -69,7 +69,7 @@ impl SimdOp for AttentionHead<'_> {
         let (queries, _) = rest[..ROWS * size].as_chunks_mut::<ROWS>();
 
         // Keys are transposed, `[size, padded]`, so that a vector holds the same
-        // column of neighbouring keys; queries are scaled on the way.
+        // column of neighbouring keys.
         for (token, row) in qkv.chunks_exact(stride).take(tokens).enumerate() {
             let key = &row[hidden + offset..hidden + offset + size];
             for (column, value) in key.iter().enumerate() {

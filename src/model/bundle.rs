@@ -375,6 +375,7 @@ impl Model {
                 &config.version,
                 sha256(bundle.file(MANIFEST)?),
                 taxonomy.version(),
+                precision,
             )),
             taxonomy: Arc::new(taxonomy),
             config,

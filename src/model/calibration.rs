@@ -90,7 +90,10 @@ impl HeadCalibration {
         if head.kind() != HeadKind::SingleLabel {
             for window in &raw.windows {
                 for (logit, other) in logits.iter_mut().zip(self.weigh(head, window)) {
-                    *logit = logit.max(other);
+                    // A value that is no number must not hide behind one that is.
+                    if other.is_nan() || other > *logit {
+                        *logit = other;
+                    }
                 }
             }
         }
@@ -124,7 +127,10 @@ impl HeadCalibration {
             HeadKind::Ordinal => {
                 let mut lowest = 1.0f32;
                 for value in &mut values {
-                    lowest = lowest.min(sigmoid(*value));
+                    let above = sigmoid(*value);
+                    if above.is_nan() || above < lowest {
+                        lowest = above;
+                    }
                     *value = lowest;
                 }
                 HeadProbabilities::Ordinal(values)
@@ -537,5 +543,36 @@ mod tests {
                 Decision::Class(1),
             ]
         );
+    }
+
+    #[test]
+    fn a_logit_that_is_no_number_is_never_turned_into_one() {
+        let taxonomy = taxonomy();
+        let calibration = Calibration::neutral(&taxonomy);
+        for place in 0..8 {
+            let mut logits = [0.5; 8];
+            logits[place] = f32::NAN;
+            let mut long = raw([1.0; 8]);
+            long.windows.push(raw(logits));
+            for raw in [raw(logits), long] {
+                let values: Vec<f32> = calibration
+                    .probabilities(&taxonomy, &raw)
+                    .into_iter()
+                    .flat_map(|head| match head {
+                        HeadProbabilities::MultiLabel(values)
+                        | HeadProbabilities::SingleLabel(values)
+                        | HeadProbabilities::Ordinal(values) => values,
+                        HeadProbabilities::Binary(value) => vec![value],
+                    })
+                    .collect();
+                // A single-label head reads the whole text only.
+                let is_whole = raw.windows.is_empty() || !(2..5).contains(&place);
+                assert_eq!(
+                    values.iter().any(|value| value.is_nan()),
+                    is_whole,
+                    "{place}"
+                );
+            }
+        }
     }
 }

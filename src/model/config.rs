@@ -234,6 +234,12 @@ impl ModelConfig {
             serde_json::from_slice(json).map_err(|error| unreadable("a model", error))?;
         config.encoder.validate()?;
         config.window.validate(&config.encoder)?;
+        if config.label_attention.attention_size == 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidBundle,
+                "config.json: `attention_size` must be at least 1",
+            ));
+        }
         Ok(config)
     }
 }
@@ -270,7 +276,9 @@ impl Default for WindowConfig {
 
 impl WindowConfig {
     fn validate(&self, encoder: &EncoderConfig) -> Result<()> {
-        if self.max_tokens <= self.overlap || self.max_tokens + 2 > encoder.max_tokens() {
+        if self.max_tokens <= self.overlap
+            || self.max_tokens.saturating_add(2) > encoder.max_tokens()
+        {
             return Err(Error::new(
                 ErrorKind::InvalidBundle,
                 format!(

@@ -203,7 +203,7 @@ impl Encoder {
                 *position += token_type;
             }
         }
-        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        let mut layers = Vec::new();
         for index in 0..config.num_hidden_layers {
             let layer = format!("encoder.layer.{index}");
             let (mut weight, mut bias) = (Vec::new(), Vec::new());

@@ -85,17 +85,14 @@ impl Gemm {
         .dispatch();
     }
 
-    /// `out = alpha * a @ b` for unpacked operands.
-    pub fn product(&self, a: Matrix, b: Matrix, alpha: f32, out: &mut [f32]) -> Result<()> {
+    /// `out = a @ b` for unpacked operands.
+    pub(crate) fn product(&self, a: Matrix, b: Matrix, out: &mut [f32]) -> Result<()> {
         self.float
             .gemm(
                 out,
                 GemmInputA::Unpacked(a),
                 GemmInputB::Unpacked(b),
-                GemmOptions {
-                    alpha,
-                    ..GemmOptions::default()
-                },
+                GemmOptions::default(),
             )
             .map_err(refused)
     }

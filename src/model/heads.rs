@@ -114,7 +114,6 @@ impl Heads {
         scratch.work.gemm.product(
             matrix(&self.queries, [self.num_queries, size], [size, 1])?,
             matrix(projected, [size, tokens], [1, size])?,
-            1.0,
             scores,
         )
     }
@@ -155,7 +154,6 @@ impl Heads {
         scratch.work.gemm.product(
             matrix(weights, [self.num_queries, count], [count, 1])?,
             matrix(hidden, [count, width], [width, 1])?,
-            1.0,
             &mut pooled.context,
         )?;
         for row in hidden.chunks_exact(width) {

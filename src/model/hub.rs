@@ -153,7 +153,7 @@ impl HubModel {
             .with_origin(format!("the hub model {}", self.repository));
         for (file, hash) in files.manifest()?.files {
             let mut bytes = read(&self.fetch(&repository, &file, &commit, false)?)?;
-            if sha256(&bytes) != hash {
+            if !sha256(&bytes).eq_ignore_ascii_case(&hash) {
                 // What the cache holds may be left from a download that broke.
                 bytes = read(&self.fetch(&repository, &file, &commit, true)?)?;
             }

@@ -33,7 +33,9 @@ impl<'a> Weights<'a> {
         let prefix = tensors
             .names()
             .iter()
-            .find_map(|name| name.strip_suffix(anchor))
+            .filter_map(|name| name.strip_suffix(anchor))
+            // The file gives names in no order of its own.
+            .min_by_key(|prefix| (prefix.len(), *prefix))
             .ok_or_else(|| invalid(format!("has no tensor {anchor}")))?
             .to_owned();
         Ok(Self {

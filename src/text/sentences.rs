@@ -145,7 +145,10 @@ fn ends_at_full_stop(before: &str, following: &str, next: char) -> bool {
     }
     if lower.chars().all(|char| char.is_ascii_digit()) {
         let next_word = following.split(|char: char| !char.is_alphabetic()).next();
-        let is_list_number = before.trim_start().len() == word.len();
+        // From the end, since a text may be one long list.
+        let is_list_number = before
+            .strip_suffix(word)
+            .is_some_and(|rest| rest.trim_end().is_empty());
         let is_date = next_word.is_some_and(|word| MONTHS.contains(&word))
             || (next.is_ascii_digit() && lower.len() <= 2);
         return !(is_list_number || is_date);
@@ -324,6 +327,8 @@ mod tests {
             let text = part.repeat(5_000_000 / part.len());
             assert!(sentences(&text).len() <= text.len());
         }
+        let text = " ".repeat(2_500_000) + &"1. ".repeat(800_000);
+        assert!(sentences(&text).len() <= 800_000);
     }
 
     proptest! {

@@ -136,6 +136,14 @@ fn compose(parts: &[&LabelledReport], taxonomy: &Taxonomy, separator: &str) -> L
         }
         start += length;
     }
+    // Where one part's target is unknown the whole's is, and so is its evidence.
+    let heads = taxonomy.heads().iter().zip(&joined.targets);
+    let unknown: Vec<_> = heads
+        .filter(|(_, target)| target.is_none())
+        .map(|(head, _)| head.queries())
+        .collect();
+    let known = |e: &Evidence| !unknown.iter().any(|queries| queries.contains(&e.query));
+    joined.evidence.retain(known);
     joined
 }
 
@@ -293,4 +301,99 @@ pub(super) fn by_budget(lengths: &[usize], budget: usize) -> Vec<std::ops::Range
         groups.push(start..lengths.len());
     }
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taxonomy() -> Taxonomy {
+        Taxonomy::from_toml(
+            "version = '1'\n\
+             [heads.area]\nkind = 'multi_label'\n\
+             [area]\na = 'A'\nb = 'B'\n\
+             [topic]\nx = 'X'\ny = 'Y'\n\
+             [level]\n0 = 'none'\n1 = 'some'\n2 = 'much'\n\
+             [urgent]\nurgent = 'now'\n",
+        )
+        .unwrap()
+    }
+
+    fn part(text: &str, targets: [Option<Target>; 4], evidence: Vec<Evidence>) -> LabelledReport {
+        let record = format!("{{\"id\": \"{text}\", \"text\": \"{text}\"}}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, record).unwrap();
+        let mut report = crate::train::read_labelled(file.path(), &taxonomy())
+            .unwrap()
+            .remove(0);
+        report.targets = targets.to_vec();
+        report.evidence = evidence;
+        report
+    }
+
+    fn marked(report: &LabelledReport) -> Vec<(usize, String)> {
+        let chars: Vec<char> = report.text.chars().collect();
+        let words = |e: &Evidence| {
+            e.spans
+                .iter()
+                .map(|span| chars[span.clone()].iter().collect::<String>())
+                .collect::<Vec<_>>()
+                .join("|")
+        };
+        report
+            .evidence
+            .iter()
+            .map(|e| (e.query, words(e)))
+            .collect()
+    }
+
+    #[test]
+    fn texts_put_together_have_the_labels_of_all_and_the_evidence_of_each() {
+        let labels = |all: &[usize]| Some(Target::Labels(all.to_vec()));
+        let class = |class| Some(Target::Class(class));
+        let spans = |query, span: std::ops::Range<usize>| Evidence {
+            query,
+            spans: vec![span],
+        };
+        let first = part(
+            "hon föll",
+            [labels(&[1]), class(0), class(1), class(0)],
+            vec![spans(1, 4..8)],
+        );
+        let second = part(
+            "ingen kom",
+            [labels(&[0]), class(1), class(2), class(1)],
+            vec![],
+        );
+        let joined = compose(&[&first, &second], &taxonomy(), " ");
+        assert_eq!(joined.text, "hon föll ingen kom");
+        // Two topics are none; the higher level and any yes count.
+        assert_eq!(joined.targets, [labels(&[0, 1]), None, class(2), class(1)]);
+        // Queries: a, b, topic, level, urgent. Without marks, a part is its own
+        // evidence; the level is shown by the part that has it.
+        let expected = [
+            (1, "föll"),
+            (0, "ingen kom"),
+            (3, "ingen kom"),
+            (4, "ingen kom"),
+        ];
+        let found = marked(&joined);
+        for (query, words) in expected {
+            assert!(found.contains(&(query, words.to_owned())), "{found:?}");
+        }
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+    }
+
+    #[test]
+    fn what_one_part_does_not_know_the_whole_has_no_evidence_for() {
+        let known = part(
+            "hon föll",
+            [Some(Target::Labels(vec![1])), None, None, None],
+            vec![],
+        );
+        let unknown = part("ingen kom", [None, None, None, None], vec![]);
+        let joined = compose(&[&known, &unknown], &taxonomy(), "\n");
+        assert_eq!(joined.targets, [None, None, None, None]);
+        assert_eq!(marked(&joined), []);
+    }
 }

@@ -195,16 +195,6 @@ fn check(taxonomy: &Taxonomy, raw: &[RawLogits], targets: &[Vec<Option<Target>>]
     Ok(())
 }
 
-/// Whether the logit at `index` within the head should be high.
-fn holds(head: &Head, target: &Target, index: usize) -> bool {
-    match (head.kind(), target) {
-        (HeadKind::Ordinal, Target::Class(level)) => *level > index,
-        (HeadKind::Binary, Target::Class(class)) => *class == 1,
-        (_, Target::Class(class)) => *class == index,
-        (_, Target::Labels(labels)) => labels.contains(&index),
-    }
-}
-
 // ---------------------------------------------------------------------------
 // Weights and biases
 
@@ -231,7 +221,7 @@ fn fit_weights(head: &Head, known: &[Known], options: &FitOptions) -> HeadCalibr
             encoder: values(&known.raw.encoder),
             lexical: values(&known.raw.lexical),
             holds: (0..width)
-                .map(|index| holds(head, known.target, index))
+                .map(|index| known.target.holds(head.kind(), index))
                 .collect(),
         })
         .collect();
@@ -447,7 +437,7 @@ fn scored_labels(
     for known in known {
         let probabilities = calibration.probabilities(head, known.raw).by_label();
         for (index, (label, probability)) in labels.iter_mut().zip(probabilities).enumerate() {
-            label.push((probability, holds(head, known.target, index)));
+            label.push((probability, known.target.holds(head.kind(), index)));
         }
     }
     labels
@@ -781,7 +771,7 @@ mod tests {
                         encoder: path(&raw.encoder),
                         lexical: path(&raw.lexical),
                         holds: (0..head.logits().len())
-                            .map(|index| holds(head, target, index))
+                            .map(|index| target.holds(head.kind(), index))
                             .collect(),
                     })
                 })
@@ -829,7 +819,10 @@ mod tests {
         let error = |calibration: &Calibration| {
             let claims = raw.iter().zip(&targets).map(|(raw, targets)| {
                 let probability = calibration.probabilities(&taxonomy, raw)[0].by_label()[0];
-                (probability, holds(head, targets[0].as_ref().unwrap(), 0))
+                (
+                    probability,
+                    targets[0].as_ref().unwrap().holds(head.kind(), 0),
+                )
             });
             expected_calibration_error(&claims.collect::<Vec<_>>(), 15)
         };

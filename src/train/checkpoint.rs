@@ -18,8 +18,6 @@ pub(super) struct Progress {
     pub(super) position: usize,
     /// The best dev score so far and the epoch that gave it.
     pub(super) best: Option<(f64, u64)>,
-    /// Seconds spent, over all sessions.
-    pub(super) seconds: f64,
     /// Tokens read, over all sessions.
     pub(super) tokens: u64,
     /// What the run was started with; another run's checkpoint is refused.

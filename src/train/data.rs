@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::taxonomy::{Head, HeadKind, Taxonomy};
+use crate::text::NormalisedText;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
@@ -16,6 +17,18 @@ pub enum Target {
     /// The place of the label of a single-label head, the level counted from 0
     /// of an ordinal head, or 0 (no) and 1 (yes) for a binary head.
     Class(usize),
+}
+
+impl Target {
+    /// Whether the logit at `place` of a head should be high: the label holds,
+    /// the class is this one, the level is above this step, the answer is yes.
+    pub(crate) fn holds(&self, kind: HeadKind, place: usize) -> bool {
+        match (kind, self) {
+            (_, Self::Labels(labels)) => labels.contains(&place),
+            (HeadKind::SingleLabel, Self::Class(class)) => *class == place,
+            (_, Self::Class(level)) => *level > place,
+        }
+    }
 }
 
 /// The words of a text that carry one label.
@@ -115,8 +128,10 @@ fn parse(line: &[u8], number: usize, taxonomy: &Taxonomy) -> Result<LabelledRepo
         format!("column {}: not a JSON object", error.column())
     })?;
     let text = match record.get("text") {
-        Some(Value::String(text)) if !text.trim().is_empty() => text.clone(),
-        _ => return Err("the field `text` must hold a text that is not empty".into()),
+        Some(Value::String(text)) if !NormalisedText::new(text).as_str().trim().is_empty() => {
+            text.clone()
+        }
+        _ => return Err("the field `text` must hold a text with something to read in it".into()),
     };
     let id = match record.get("id") {
         Some(Value::String(id)) => id.clone(),
@@ -128,14 +143,48 @@ fn parse(line: &[u8], number: usize, taxonomy: &Taxonomy) -> Result<LabelledRepo
         .heads()
         .iter()
         .map(|head| target(head, record.get(head.field())))
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<Vec<_>, _>>()?;
     let evidence = evidence(&record, taxonomy, text.chars().count())?;
+    contradiction(taxonomy, &targets, &evidence)?;
     Ok(LabelledReport {
         id,
         text,
         targets,
         evidence,
     })
+}
+
+/// Evidence for a label that the report is said not to have would teach both.
+fn contradiction(
+    taxonomy: &Taxonomy,
+    targets: &[Option<Target>],
+    evidence: &[Evidence],
+) -> Result<(), String> {
+    for (head, target) in taxonomy.heads().iter().zip(targets) {
+        let Some(Target::Labels(labels)) = target else {
+            continue;
+        };
+        for query in evidence.iter().map(|evidence| evidence.query) {
+            let label = query.wrapping_sub(head.queries().start);
+            if head.queries().contains(&query) && !labels.contains(&label) {
+                let code = head.labels().get(label).map_or("", |label| label.code());
+                let field = head.field();
+                return Err(format!(
+                    "`evidence` marks \"{code}\", which `{field}` lacks"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A code for an error message, unless it could be a text in the wrong field.
+fn shown(code: &str) -> String {
+    let like_a_code = code.len() <= 40 && !code.contains(char::is_whitespace);
+    match like_a_code {
+        true => format!(": {code:?}"),
+        false => String::new(),
+    }
 }
 
 fn target(head: &Head, value: Option<&Value>) -> Result<Option<Target>, String> {
@@ -147,7 +196,10 @@ fn target(head: &Head, value: Option<&Value>) -> Result<Option<Target>, String> 
             ));
         };
         head.label_index(code).ok_or_else(|| {
-            format!("the field `{field}` holds a code that the taxonomy lacks: {code:?}")
+            format!(
+                "the field `{field}` holds a code that the taxonomy lacks{}",
+                shown(code)
+            )
         })
     };
     let value = match value {
@@ -207,7 +259,7 @@ fn evidence(
                 HeadKind::MultiLabel => head.label_index(key).map(|i| head.queries().start + i),
                 _ => (head.name() == key).then_some(head.queries().start),
             })
-            .ok_or_else(|| format!("`evidence` names neither a head nor a label: {key:?}"))?;
+            .ok_or_else(|| format!("`evidence` names neither a head nor a label{}", shown(key)))?;
         let spans: Vec<[usize; 2]> = serde_json::from_value(spans.clone())
             .map_err(|_| format!("`evidence` for {key:?} must be a list of [start, end]"))?;
         if spans

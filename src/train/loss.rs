@@ -70,10 +70,7 @@ pub(crate) fn task_loss(
                 }
                 (_, target) => {
                     for (i, (x, g)) in logits.iter().zip(gradient).enumerate() {
-                        let hold = match target {
-                            Target::Labels(labels) => labels.contains(&i),
-                            Target::Class(level) => i < *level,
-                        };
+                        let hold = target.holds(head.kind(), i);
                         binary(*x, smooth(hold), weight, &mut value, g);
                     }
                 }

@@ -1,8 +1,9 @@
 //! The settings of a training run.
 
+use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-/// How to train. The defaults are those of the shipped model.
+/// How to train. The defaults suit some thousands of texts.
 ///
 /// # Examples
 ///
@@ -69,7 +70,9 @@ pub struct TrainOptions {
     pub threads: usize,
     /// Minutes between checkpoints. Default 5.
     pub checkpoint_minutes: f64,
-    /// Stops after this many steps, as a killed run would. Default none.
+    /// Stops after this many steps, as a killed run would: for tests. Default
+    /// none.
+    #[doc(hidden)]
     pub stop_after: Option<u64>,
 }
 
@@ -99,5 +102,84 @@ impl Default for TrainOptions {
             checkpoint_minutes: 5.0,
             stop_after: None,
         }
+    }
+}
+
+impl TrainOptions {
+    /// Refuses what cannot be used, by name.
+    pub(crate) fn check(&self) -> Result<()> {
+        let rate = |value: f32| value.is_finite() && value > 0.0;
+        let share = |value: f32| (0.0..1.0).contains(&value);
+        for (name, usable, range) in [
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("encoder_rate", rate(self.encoder_rate), "above 0"),
+            ("head_rate", rate(self.head_rate), "above 0"),
+            (
+                "layer_decay",
+                rate(self.layer_decay) && self.layer_decay <= 1.0,
+                "above 0 and at most 1",
+            ),
+            (
+                "warmup",
+                (0.0..1.0).contains(&self.warmup),
+                "from 0 to below 1",
+            ),
+            (
+                "weight_decay",
+                self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
+                "at least 0",
+            ),
+            ("clip", rate(self.clip), "above 0"),
+            ("tokens_per_step", self.tokens_per_step >= 1, "at least 1"),
+            ("dropout", share(self.dropout), "from 0 to below 1"),
+            ("smoothing", share(self.smoothing), "from 0 to below 1"),
+            (
+                "single_label_weight",
+                rate(self.single_label_weight),
+                "above 0",
+            ),
+            (
+                "evidence_weight",
+                self.evidence_weight >= 0.0 && self.evidence_weight.is_finite(),
+                "at least 0",
+            ),
+            (
+                "average_decay",
+                share(self.average_decay),
+                "from 0 to below 1",
+            ),
+            ("attention_size", self.attention_size >= 1, "at least 1"),
+            ("patience", self.patience >= 1, "at least 1"),
+            ("threads", self.threads >= 1, "at least 1"),
+        ] {
+            if !usable {
+                return Err(Error::new(
+                    ErrorKind::InvalidOption,
+                    format!("the training option `{name}` must be {range}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_cannot_be_used_are_named() {
+        assert!(TrainOptions::default().check().is_ok());
+        let mut options = TrainOptions::default();
+        options.dropout = 1.0;
+        let error = options.check().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
+        assert!(error.to_string().contains("`dropout`"), "{error}");
+        options = TrainOptions::default();
+        options.encoder_rate = f32::NAN;
+        assert!(options.check().is_err());
+        options = TrainOptions::default();
+        options.epochs = 0;
+        assert!(options.check().is_err());
     }
 }

@@ -12,8 +12,10 @@ use crate::model::calibration::{Calibration, RawLogits};
 use crate::model::{BundleParts, Manifest, NamedTensor, TensorType};
 use crate::report::Report;
 use crate::taxonomy::Taxonomy;
+use crate::text::NormalisedText;
 use candle_core::Device;
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -92,6 +94,7 @@ pub fn train(
     let taxonomy = Arc::new(Taxonomy::from_file(&job.taxonomy)?);
     let data = read_all(&job.data, &taxonomy)?;
     let dev = read_all(&job.dev, &taxonomy)?;
+    options.check()?;
     apart(&data, &dev)?;
     if dev.len() < calibration::FOLDS {
         return Err(Error::new(
@@ -115,6 +118,9 @@ pub fn train(
         })?,
     };
     let hashes = hashes(job)?;
+    // What can fail soon is done before what takes hours.
+    let prose = prose(job)?;
+    let words = lexical::fit(&taxonomy, &data, &LexicalOptions::default())?;
     let training = job.output.join("training");
     std::fs::create_dir_all(&training).map_err(|error| Error::io(&training, "make", error))?;
     let trained = trainer::fine_tune(
@@ -130,7 +136,6 @@ pub fn train(
         &training,
         events,
     )?;
-    let words = lexical::fit(&taxonomy, &data, &LexicalOptions::default())?;
     let mut tensors: Vec<NamedTensor> = trained
         .tensors
         .into_iter()
@@ -166,8 +171,8 @@ pub fn train(
         }),
         metrics: serde_json::Value::Null,
     };
-    // The calibration is fitted to what inference will really say, with
-    // weights rounded to f16 and long texts cut into windows.
+    // The calibration is fitted to what inference will really say, with weights
+    // rounded to f16.
     let classifier = ClassifierOptions::new().load(&parts.files()?)?;
     let texts: Vec<Report> = dev.iter().map(|r| Report::new(r.text.clone())).collect();
     let raw: Vec<RawLogits> = classifier
@@ -183,7 +188,7 @@ pub fn train(
     let evaluation = evaluation::measure(&taxonomy, classifier.model(), &fitted, &dev, &raw, &how)?;
     parts.calibration = fitted.to_json()?;
     parts.metrics = metrics(&evaluation);
-    parts.model_card = card(job, &evaluation)?;
+    parts.model_card = card(job, &prose, &evaluation);
     parts.write(&job.output)
 }
 
@@ -200,24 +205,27 @@ fn metrics(evaluation: &Evaluation) -> serde_json::Value {
     })
 }
 
-/// The model card: what the caller says, then the figures.
-fn card(job: &TrainJob, evaluation: &Evaluation) -> Result<String> {
-    let prose = match &job.card {
-        Some(path) => {
-            std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?
-        }
-        None => format!("# {} {}\n", job.name, job.version),
-    };
+/// What the caller says of the model: a text without a heading.
+fn prose(job: &TrainJob) -> Result<String> {
+    job.card.as_ref().map_or(Ok(String::new()), |path| {
+        std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))
+    })
+}
+
+/// The model card: name and version, what the caller says, then the figures.
+fn card(job: &TrainJob, prose: &str, evaluation: &Evaluation) -> String {
     let dev: Vec<String> = job
         .dev
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    Ok(format!(
-        "{}\n\n## Figures\n\nMeasured on {} with 95 % bootstrap intervals.\n\n```text\n{evaluation}```\n",
-        prose.trim_end(),
+    format!(
+        "# {} {}\n\n{}\n\n## Figures\n\nMeasured on {} with 95 % bootstrap intervals.\n\n```text\n{evaluation}```\n",
+        job.name,
+        job.version,
+        prose.trim(),
         dev.join(", "),
-    ))
+    )
 }
 
 fn read_all(paths: &[PathBuf], taxonomy: &Taxonomy) -> Result<Vec<LabelledReport>> {
@@ -234,19 +242,37 @@ fn read_all(paths: &[PathBuf], taxonomy: &Taxonomy) -> Result<Vec<LabelledReport
     Ok(reports)
 }
 
-/// Refuses data of which a text is both trained on and measured with.
+/// Refuses data of which a text is both trained on and measured with, or stands
+/// twice in what is measured with: its folds would know each other. Texts that
+/// differ in capitals and white space only are the same.
 fn apart(data: &[LabelledReport], dev: &[LabelledReport]) -> Result<()> {
-    let texts: std::collections::HashSet<&str> = data.iter().map(|r| r.text.trim()).collect();
-    match dev.iter().find(|report| texts.contains(report.text.trim())) {
-        None => Ok(()),
-        Some(report) => Err(Error::new(
+    let key = |report: &LabelledReport| {
+        let text = NormalisedText::new(&report.text);
+        let words: Vec<String> = text
+            .as_str()
+            .split_whitespace()
+            .map(str::to_lowercase)
+            .collect();
+        words.join(" ")
+    };
+    let trained: HashSet<String> = data.iter().map(key).collect();
+    let mut measured = HashSet::new();
+    for report in dev {
+        let text = key(report);
+        let other = match trained.contains(&text) {
+            true => "a training record",
+            false if !measured.insert(text) => "another dev record",
+            false => continue,
+        };
+        return Err(Error::new(
             ErrorKind::InvalidData,
             format!(
-                "the dev record {} has the same text as a training record; take it out of one of them",
+                "the dev record {} has the same text as {other}; take one of them out",
                 report.id
             ),
-        )),
+        ));
     }
+    Ok(())
 }
 
 /// SHA-256 of every file that decides the outcome.

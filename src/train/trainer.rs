@@ -28,7 +28,7 @@ pub struct StepReport {
     pub epoch: f64,
     /// Loss of this step's texts, per text.
     pub loss: f32,
-    /// The part of it that draws label attention to evidence.
+    /// The loss that draws label attention to evidence, before its weight.
     pub evidence_loss: f32,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f32,
@@ -87,7 +87,7 @@ impl Base {
             let path = dir.join(name);
             std::fs::read(&path).map_err(|error| Error::io(&path, "read", error))
         };
-        let config = EncoderConfig::from_json(&String::from_utf8_lossy(&read("config.json")?))?;
+        let mut config = EncoderConfig::from_json(&String::from_utf8_lossy(&read("config.json")?))?;
         let tokenizer_json = read("tokenizer.json")?;
         let mut tokenizer = Tokenizer::from_bytes(&tokenizer_json).map_err(|error| {
             let path = dir.join("tokenizer.json");
@@ -97,6 +97,11 @@ impl Base {
             )
             .with_source(error)
         })?;
+        // A BERT's config.json names no special tokens, its tokeniser does.
+        let special = |name| tokenizer.token_to_id(name);
+        if let (Some(first), Some(last)) = (special("[CLS]"), special("[SEP]")) {
+            (config.bos_token_id, config.eos_token_id) = (first, last);
+        }
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| {
             Error::new(ErrorKind::InvalidBundle, "cannot switch truncation off").with_source(error)
@@ -282,10 +287,9 @@ fn set_prior(parameters: &mut Parameters, taxonomy: &Taxonomy, train: &[Labelled
             .collect();
         for logit in head.logits() {
             let place = logit - head.logits().start;
-            let hold = known.iter().filter(|target| match target {
-                Target::Labels(labels) => labels.contains(&place),
-                Target::Class(level) => place < *level,
-            });
+            let hold = known
+                .iter()
+                .filter(|target| target.holds(head.kind(), place));
             let share = (hold.count() as f32 + 1.0) / (known.len() as f32 + 2.0);
             bias.value[logit] = (share / (1.0 - share)).ln();
         }
@@ -394,7 +398,6 @@ impl Trainer<'_> {
                     .stop_after
                     .is_some_and(|steps| progress.step >= steps);
                 if stop || saved.elapsed().as_secs_f64() > 60.0 * options.checkpoint_minutes {
-                    progress.seconds += session.elapsed().as_secs_f64();
                     checkpoint::save(&checkpoint_path, parameters, &progress)?;
                     (session, session_tokens, saved) = (Instant::now(), 0, Instant::now());
                 }
@@ -423,7 +426,6 @@ impl Trainer<'_> {
                 progress.best = Some((score, progress.epoch));
                 checkpoint::save(&best_path, parameters, &progress)?;
             }
-            progress.seconds += session.elapsed().as_secs_f64();
             checkpoint::save(&checkpoint_path, parameters, &progress)?;
             (session, session_tokens, saved) = (Instant::now(), 0, Instant::now());
         }
@@ -727,13 +729,10 @@ fn scores(
                     .map(|target| (target, &logits[head.logits()]))
             })
         };
-        let holds = |target: &Target, place: usize| match target {
-            Target::Labels(labels) => labels.contains(&place),
-            Target::Class(class) => place < *class,
-        };
         let precision = |place: usize| {
-            let scored: Vec<(f32, bool)> =
-                known().map(|(t, x)| (x[place], holds(t, place))).collect();
+            let scored: Vec<(f32, bool)> = known()
+                .map(|(t, x)| (x[place], t.holds(head.kind(), place)))
+                .collect();
             metrics::average_precision(&scored)
         };
         let classes = |class: &dyn Fn(&[f32]) -> usize| {
