@@ -169,6 +169,7 @@ def search(reports, extra, jobs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--snippets", action="store_true", help="train on snippets.train.jsonl as well")
+    parser.add_argument("--other-writers", action="store_true", help="and on reports.other-writers.train.jsonl")
     parser.add_argument("--c-areas", type=float, default=30.0, help="inverse regularisation of the risk areas (default %(default)s)")
     parser.add_argument("--c-heads", type=float, default=30.0, help="the same for the other heads (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default %(default)s)")
@@ -178,6 +179,8 @@ def main():
 
     started = time.monotonic()
     reports = read("reports.train")
+    if arguments.other_writers:
+        reports += read("reports.other-writers.train")
     extra = read("snippets.train") if arguments.snippets else []
     if arguments.search:
         by_c = search(reports, extra, arguments.jobs)
