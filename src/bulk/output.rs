@@ -77,6 +77,7 @@ impl OutputFile {
                 .and_then(|file| {
                     file.as_file().sync_all()?;
                     file.persist(&path)?;
+                    sync_folder(&path);
                     Ok(())
                 }),
         };
@@ -84,11 +85,23 @@ impl OutputFile {
     }
 }
 
-fn beside(path: &Path) -> io::Result<NamedTempFile> {
-    let folder = match path.parent() {
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
-    };
+    }
+}
+
+/// Makes the names in a file's folder safe on disk, where that can be done.
+pub(super) fn sync_folder(path: &Path) {
+    if let Ok(folder) = File::open(folder_of(path)) {
+        // Some file systems can't; the name is there all the same.
+        let _ = folder.sync_all();
+    }
+}
+
+fn beside(path: &Path) -> io::Result<NamedTempFile> {
+    let folder = folder_of(path);
     let mut builder = Builder::new();
     builder.prefix(".lyhord-").suffix(".part");
     #[cfg(unix)]

@@ -1,8 +1,10 @@
 //! Separated columns with a row of names first.
 
 use super::encoding::Encoding;
-use super::{Place, ReadOptions, Rejection, Row, Source, columns, failed};
-use crate::error::{Error, ErrorKind, Result};
+use super::columns::{Columns, invalid};
+use super::source::Position;
+use super::{Kept, MAX_ROW_BYTES, Place, ReadOptions, Rejection, Row, Source, ended_by, failed};
+use crate::error::Result;
 use crate::report::Report;
 use csv_core::ReadRecordResult;
 use std::io::{self, BufRead, Cursor, Read};
@@ -12,9 +14,9 @@ pub(super) struct CsvRows {
     name: Arc<str>,
     records: Records,
     encoding: Encoding,
+    position: Position,
     num_columns: usize,
-    text_at: usize,
-    id_at: Option<usize>,
+    columns: Columns,
     rows: u64,
     ended: bool,
 }
@@ -25,6 +27,7 @@ impl CsvRows {
             name,
             mut reader,
             mut encoding,
+            position,
             ..
         } = source;
         let first = first_record(&mut *reader).map_err(|error| failed(&name, error))?;
@@ -36,31 +39,28 @@ impl CsvRows {
             .map(|at| Some(encoding.decode(records.cell(at))?.into_owned()))
             .collect::<Option<Vec<String>>>()
             .ok_or_else(|| invalid(&name, "has column names that are not UTF-8"))?;
-        let iter = || names.iter().map(String::as_str);
-        let stated = options.text_column.as_deref();
-        let Some(text_at) = columns::text_column(iter(), stated) else {
-            return Err(no_column(&name, "text", &names, stated));
-        };
-        let stated = options.id_column.as_deref();
-        let id_at = columns::id_column(iter(), stated);
-        if id_at.is_none() && stated.is_some() {
-            return Err(no_column(&name, "id", &names, stated));
-        }
         Ok(Self {
+            columns: Columns::find(&name, &names, options)?,
             name,
             records,
             encoding,
+            position,
             num_columns: names.len(),
-            text_at,
-            id_at,
             rows: 0,
             ended: false,
         })
     }
 
-    fn report(&mut self) -> Result<Report, Rejection> {
+    pub(super) fn kept_names(&self) -> Vec<String> {
+        self.columns.kept_names()
+    }
+
+    fn read(&mut self) -> Result<(Report, Kept), Rejection> {
         if self.records.is_unclosed {
             return Err(Rejection::UnclosedQuote);
+        }
+        if self.records.is_too_large {
+            return Err(Rejection::TextTooLarge);
         }
         let (found, expected) = (self.records.len(), self.num_columns);
         let is_filled = |at| !self.records.cell(at).is_empty();
@@ -68,18 +68,10 @@ impl CsvRows {
             return Err(Rejection::WrongColumns { found, expected });
         }
         self.encoding.see(self.records.bytes());
-        let mut cell = |at| {
+        let encoding = &mut self.encoding;
+        self.columns.read(|at| {
             let bytes = self.records.cell(at);
-            self.encoding.decode(bytes).ok_or(Rejection::NotUtf8)
-        };
-        let report = Report::new(cell(self.text_at)?);
-        let id = match self.id_at {
-            Some(at) => cell(at)?,
-            None => "".into(),
-        };
-        Ok(match id.trim().is_empty() {
-            true => report,
-            false => report.with_id(id),
+            encoding.decode(bytes).ok_or(Rejection::NotUtf8)
         })
     }
 }
@@ -91,19 +83,18 @@ impl Iterator for CsvRows {
         if self.ended {
             return None;
         }
-        match self.records.advance() {
+        let advanced = self.records.advance();
+        let place = Place {
+            input: self.name.clone(),
+            row: self.rows + 1,
+            line: self.records.start_line,
+            end: self.position.get(),
+        };
+        match advanced {
             Ok(true) => {
                 self.rows += 1;
-                let place = Place {
-                    input: self.name.clone(),
-                    row: self.rows,
-                    line: self.records.start_line,
-                    end: self.records.read,
-                };
-                Some(Ok(Row {
-                    place,
-                    report: self.report(),
-                }))
+                let found = self.read();
+                Some(Ok(Row::new(place, found, self.encoding.name())))
             }
             Ok(false) => {
                 self.ended = true;
@@ -111,7 +102,7 @@ impl Iterator for CsvRows {
             }
             Err(error) => {
                 self.ended = true;
-                Some(Err(failed(&self.name, error)))
+                Some(ended_by(error, place, self.encoding.name()))
             }
         }
     }
@@ -130,11 +121,11 @@ struct Records {
     len: usize,
     /// Whether the input ends inside a quoted cell of the record.
     is_unclosed: bool,
+    /// Whether the record is longer than is held of it.
+    is_too_large: bool,
     /// The line on which the record begins, and that of the next byte.
     start_line: u64,
     line: u64,
-    /// How many bytes have been read.
-    read: u64,
 }
 
 impl Records {
@@ -146,15 +137,16 @@ impl Records {
             ends: vec![0; 1 << 5],
             len: 0,
             is_unclosed: false,
+            is_too_large: false,
             start_line: 1,
             line: 1,
-            read: 0,
         }
     }
 
     /// Goes on to the next record; false when there is none.
     fn advance(&mut self) -> io::Result<bool> {
         self.len = 0;
+        self.is_too_large = false;
         let (mut used, mut quotes) = (0, 0);
         let mut is_before = true;
         loop {
@@ -168,7 +160,6 @@ impl Records {
                 let breaks = input.iter().take_while(is_break).count();
                 if breaks > 0 {
                     self.line += count(b'\n', input, breaks);
-                    self.read += breaks as u64;
                     self.reader.consume(breaks);
                     continue;
                 }
@@ -183,12 +174,21 @@ impl Records {
             self.line += count(b'\n', input, read);
             quotes += count(b'"', input, read);
             self.is_unclosed = input.is_empty() && quotes % 2 == 1;
-            self.read += read as u64;
             self.reader.consume(read);
             used += written;
             self.len += ended;
             match result {
                 ReadRecordResult::InputEmpty => {}
+                // Of a row that is too large only its end matters: the rest of
+                // it is written over what is there.
+                ReadRecordResult::OutputFull if self.cells.len() >= MAX_ROW_BYTES => {
+                    self.is_too_large = true;
+                    used = 0;
+                }
+                ReadRecordResult::OutputEndsFull if self.ends.len() >= MAX_COLUMNS => {
+                    self.is_too_large = true;
+                    self.len = 0;
+                }
                 ReadRecordResult::OutputFull => self.cells.resize(self.cells.len() * 2, 0),
                 ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
                 ReadRecordResult::Record => return Ok(true),
@@ -226,6 +226,9 @@ fn count(byte: u8, bytes: &[u8], first: usize) -> u64 {
     let found = bytes.iter().take(first).filter(|each| **each == byte);
     found.count() as u64
 }
+
+/// So many columns are held of a record: four times what Excel can write.
+const MAX_COLUMNS: usize = 1 << 16;
 
 /// So much is looked at for the first record, should a quote never close.
 const MAX_FIRST_RECORD: usize = 1 << 20;
@@ -267,55 +270,18 @@ fn guess_delimiter(record: &[u8]) -> u8 {
 /// every row is one text, commas and all.
 const ONE_COLUMN: u8 = b'\x1f';
 
-fn invalid(name: &str, what: &str) -> Error {
-    Error::new(ErrorKind::InvalidInput, format!("{name} {what}"))
-}
-
-fn no_column(name: &str, role: &str, names: &[String], stated: Option<&str>) -> Error {
-    if names.is_empty() {
-        return invalid(name, "is empty: it has no row of column names");
-    }
-    let wanted = match stated {
-        Some(stated) => format!("has no column \"{stated}\""),
-        None => format!("has no column for the {role}"),
-    };
-    let found: Vec<String> = names.iter().map(|name| shown(name)).collect();
-    invalid(
-        name,
-        &format!(
-            "{wanted}; the first row names {}: state the {role} column, or the separator if the names were cut wrongly",
-            found.join(", ")
-        ),
-    )
-}
-
-/// A column name for an error message. Without a row of names the first row
-/// is a report, so what does not look like a name is not repeated.
-fn shown(name: &str) -> String {
-    let length = name.chars().count();
-    let like_a_name = length <= 40
-        && name.split_whitespace().count() <= 3
-        && !name.contains(['.', '!', '?', '\n', '\r']);
-    match like_a_name {
-        true => format!("\"{name}\""),
-        false => format!("({length} characters that do not look like a name)"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bulk::read::encoding;
+    use crate::bulk::read::{Input, MAX_TEXT_BYTES};
+    use crate::error::ErrorKind;
 
     fn open(bytes: &[u8], options: &ReadOptions) -> Result<CsvRows> {
-        let (reader, encoding) = encoding::detect(Box::new(Cursor::new(bytes.to_vec()))).unwrap();
-        let source = Source {
+        let input = Input::Bytes {
             name: "a.csv".into(),
-            stem: None,
-            reader,
-            encoding,
+            bytes: bytes.into(),
         };
-        CsvRows::new(source, options)
+        CsvRows::new(Source::open(&input, options)?, options)
     }
 
     type Found = (u64, u64, Result<(Option<String>, String), Rejection>);
@@ -374,6 +340,21 @@ mod tests {
         let csv = format!("id;text;{columns}\n1;\"{long}\";{columns}\n2;{long};{columns}\n");
         let wanted = [found(1, 2, "1", &long), found(2, 3, "2", &long)];
         assert!(read(csv.as_bytes()) == wanted);
+    }
+
+    #[test]
+    fn no_more_is_held_of_a_row_than_its_limit() {
+        let text = "a".repeat(MAX_TEXT_BYTES);
+        let (over, row) = (format!("{text}a"), "a;".repeat(MAX_ROW_BYTES));
+        let csv = format!("id;text\n1;{text}\n2;\"{over}\"\n3;{row}\n4;a\n5;\"{row}\n");
+        let mut rows = open(csv.as_bytes(), &ReadOptions::default()).unwrap();
+        let mut next = || rows.next().unwrap().unwrap().report;
+        assert_eq!(next().unwrap().text().len(), MAX_TEXT_BYTES);
+        assert_eq!(next(), Err(Rejection::TextTooLarge));
+        assert_eq!(next(), Err(Rejection::TextTooLarge));
+        assert_eq!(next().unwrap().id(), Some("4"));
+        assert_eq!(next(), Err(Rejection::UnclosedQuote));
+        assert!(rows.records.cells.len() <= 2 * MAX_ROW_BYTES);
     }
 
     #[test]

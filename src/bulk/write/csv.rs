@@ -48,30 +48,7 @@ impl<W: Write> CsvWriter<W> {
         let mut writer = csv::WriterBuilder::new()
             .delimiter(b';')
             .from_writer(writer);
-        let heads = taxonomy.heads();
-        let mut names = vec!["id".to_owned()];
-        names.extend(heads.iter().map(|head| head.field().to_owned()));
-        names.extend(heads.iter().map(|head| match head.kind() {
-            HeadKind::MultiLabel | HeadKind::Ordinal => format!("{}_probabilities", head.name()),
-            _ => format!("{}_probability", head.name()),
-        }));
-        if all_probabilities {
-            for head in heads.iter().filter(|head| has_labels(head.kind())) {
-                let codes = head.labels().iter().map(|label| label.code());
-                names.extend(codes.map(|code| format!("{}_{code}", head.name())));
-            }
-        }
-        names.extend(
-            [
-                "model",
-                "model_version",
-                "model_sha256",
-                "taxonomy",
-                "engine",
-                "input_sha256",
-            ]
-            .map(str::to_owned),
-        );
+        let names = names(taxonomy, all_probabilities);
         writer.write_record(&names).map_err(unwrapped)?;
         Ok(Self {
             writer,
@@ -82,46 +59,7 @@ impl<W: Write> CsvWriter<W> {
 
 impl<W: Write> AssessmentWriter for CsvWriter<W> {
     fn write(&mut self, assessment: &Assessment) -> io::Result<()> {
-        let mut values = vec![assessment.id().unwrap_or_default().to_owned()];
-        let mut probabilities = Vec::new();
-        for (_, outcome) in assessment.outcomes() {
-            let (value, probability) = match &outcome {
-                Outcome::Labels(labels) => (
-                    joined(labels.iter().map(LabelOutcome::code)),
-                    joined(labels.iter().map(|label| decimal(label.probability()))),
-                ),
-                Outcome::Label(label) => (label.code().to_owned(), decimal(label.probability())),
-                Outcome::Level(level) => (
-                    level.level().to_string(),
-                    joined(level.probabilities().iter().map(|&each| decimal(each))),
-                ),
-                Outcome::Binary(answer) => {
-                    (answer.value().to_string(), decimal(answer.probability()))
-                }
-            };
-            values.push(value);
-            probabilities.push(probability);
-        }
-        values.append(&mut probabilities);
-        if self.all_probabilities {
-            let heads = assessment.taxonomy().heads().iter();
-            for head in heads.filter(|head| has_labels(head.kind())) {
-                let labels = assessment.probabilities(head.name());
-                values.extend(labels.map(|label| decimal(label.probability())));
-            }
-        }
-        let model = assessment.model();
-        values.extend(
-            [
-                model.name(),
-                model.version(),
-                model.sha256(),
-                model.taxonomy(),
-                assessment.engine(),
-                assessment.input_sha256(),
-            ]
-            .map(str::to_owned),
-        );
+        let values = values(assessment, self.all_probabilities);
         self.writer.write_record(&values).map_err(unwrapped)
     }
 
@@ -130,9 +68,83 @@ impl<W: Write> AssessmentWriter for CsvWriter<W> {
     }
 }
 
+/// The column names.
+pub(super) fn names(taxonomy: &Taxonomy, all_probabilities: bool) -> Vec<String> {
+    let heads = taxonomy.heads();
+    let mut names = vec!["id".to_owned()];
+    names.extend(heads.iter().map(|head| head.field().to_owned()));
+    names.extend(heads.iter().map(|head| match head.kind() {
+        HeadKind::MultiLabel | HeadKind::Ordinal => format!("{}_probabilities", head.name()),
+        _ => format!("{}_probability", head.name()),
+    }));
+    if all_probabilities {
+        for head in heads.iter().filter(|head| has_labels(head.kind())) {
+            let codes = head.labels().iter().map(|label| label.code());
+            names.extend(codes.map(|code| format!("{}_{code}", head.name())));
+        }
+    }
+    names.extend(
+        [
+            "model",
+            "model_version",
+            "model_sha256",
+            "taxonomy",
+            "engine",
+            "input_sha256",
+        ]
+        .map(str::to_owned),
+    );
+    names
+}
+
+/// A row's cells.
+pub(super) fn values(assessment: &Assessment, all_probabilities: bool) -> Vec<String> {
+    let mut values = vec![assessment.id().unwrap_or_default().to_owned()];
+    let mut probabilities = Vec::new();
+    for (_, outcome) in assessment.outcomes() {
+        let (value, probability) = match &outcome {
+            Outcome::Labels(labels) => (
+                joined(labels.iter().map(LabelOutcome::code)),
+                joined(labels.iter().map(|label| decimal(label.probability()))),
+            ),
+            Outcome::Label(label) => (label.code().to_owned(), decimal(label.probability())),
+            Outcome::Level(level) => (
+                level.level().to_string(),
+                joined(level.probabilities().iter().map(|&each| decimal(each))),
+            ),
+            Outcome::Binary(answer) => {
+                (answer.value().to_string(), decimal(answer.probability()))
+            }
+        };
+        values.push(value);
+        probabilities.push(probability);
+    }
+    values.append(&mut probabilities);
+    if all_probabilities {
+        let heads = assessment.taxonomy().heads().iter();
+        for head in heads.filter(|head| has_labels(head.kind())) {
+            let labels = assessment.probabilities(head.name());
+            values.extend(labels.map(|label| decimal(label.probability())));
+        }
+    }
+    let model = assessment.model();
+    values.extend(
+        [
+            model.name(),
+            model.version(),
+            model.sha256(),
+            model.taxonomy(),
+            assessment.engine(),
+            assessment.input_sha256(),
+        ]
+        .map(str::to_owned),
+    );
+    values
+}
+
 /// The error of what is written to, which callers look for: a closed pipe is
 /// no fault.
-fn unwrapped(error: csv::Error) -> io::Error {
+pub(super) fn unwrapped(error: csv::Error) -> io::Error {
     match error.into_kind() {
         csv::ErrorKind::Io(error) => error,
         _ => io::Error::other("the rows have different numbers of columns"),
