@@ -550,3 +550,130 @@ impl Drop for Journal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn binding() -> Binding {
+        Binding {
+            engine: "1".to_owned(),
+            model: "2".to_owned(),
+            options: BTreeMap::new(),
+            inputs: Inputs::default(),
+        }
+    }
+
+    /// A run of two rows, one of them left out, that was killed when all was
+    /// done but the names.
+    fn complete(folder: &Path) -> PathBuf {
+        let output = folder.join("out.jsonl");
+        let mut journal = Journal::open(output.clone(), binding(), true, false).unwrap();
+        journal.part().unwrap().write_all(b"{}\n").unwrap();
+        journal.reject(b"{\"row\":2}\n").unwrap();
+        journal.state.is_complete = true;
+        journal.commit(2, &Summary::default()).unwrap();
+        fs::write(&output, "old").unwrap();
+        output
+    }
+
+    fn go_on(output: &Path, convert: bool) {
+        let journal = Journal::open(output.to_owned(), binding(), true, true).unwrap();
+        assert!(journal.is_complete());
+        let doubled = |mut part: File, mut output: OutputFile| {
+            let mut lines = Vec::new();
+            part.read_to_end(&mut lines).unwrap();
+            output.write_all(&lines.repeat(2)).unwrap();
+            Ok(output)
+        };
+        let convert: Option<&dyn Fn(File, OutputFile) -> Result<OutputFile>> = match convert {
+            true => Some(&doubled),
+            false => None,
+        };
+        journal.publish(convert).unwrap();
+        let folder = output.parent().unwrap();
+        let mut names: Vec<_> = folder
+            .read_dir()
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["out.jsonl", "out.jsonl.rejected.jsonl"]);
+        let rejected = fs::read(folder.join("out.jsonl.rejected.jsonl")).unwrap();
+        assert_eq!(rejected, b"{\"row\":2}\n");
+    }
+
+    #[test]
+    fn a_run_killed_while_the_names_are_given_is_finished() {
+        let rejected = |output: &Path| {
+            let name = |ending| output.with_file_name(format!("out.jsonl.rejected.jsonl{ending}"));
+            fs::rename(name(".part"), name("")).unwrap();
+        };
+        let part = |output: &Path| {
+            fs::rename(output.with_file_name("out.jsonl.part"), output).unwrap();
+        };
+        for done in 0..3 {
+            let folder = tempfile::tempdir().unwrap();
+            let output = complete(folder.path());
+            if done > 0 {
+                rejected(&output);
+            }
+            if done > 1 {
+                part(&output);
+            }
+            go_on(&output, false);
+            assert_eq!(fs::read(&output).unwrap(), b"{}\n");
+        }
+        for done in 0..3 {
+            let folder = tempfile::tempdir().unwrap();
+            let output = complete(folder.path());
+            if done > 0 {
+                rejected(&output);
+            }
+            if done > 1 {
+                fs::write(&output, b"{}\n{}\n").unwrap();
+                fs::remove_file(folder.path().join("out.jsonl.part")).unwrap();
+            }
+            go_on(&output, true);
+            assert_eq!(fs::read(&output).unwrap(), b"{}\n{}\n");
+        }
+    }
+
+    #[test]
+    fn a_run_that_did_nothing_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out.jsonl");
+        let journal = Journal::open(output.clone(), binding(), true, false).unwrap();
+        assert!(folder.path().join("out.jsonl.journal").exists());
+        drop(journal);
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+        // One that was killed so early is no reason to refuse another.
+        std::mem::forget(Journal::open(output.clone(), binding(), true, false).unwrap());
+        fs::rename(output.with_file_name("out.jsonl.part"), &output).unwrap();
+        assert!(Journal::open(output, binding(), true, false).is_ok());
+    }
+
+    #[test]
+    fn what_has_changed_is_named() {
+        let now = binding();
+        assert_eq!(now.change_since(&now), None);
+        let mut then = binding();
+        then.options.insert("keep".to_owned(), true.into());
+        assert!(now.change_since(&then).unwrap().ends_with("options: keep"));
+        let inputs = |bytes: &[u8]| {
+            let input = Input::Bytes {
+                name: "a.csv".into(),
+                bytes: bytes.into(),
+            };
+            Inputs::of(&[input]).unwrap().unwrap()
+        };
+        let mut now = binding();
+        (now.inputs, then) = (inputs(b"abc"), binding());
+        then.inputs = inputs(b"abcd");
+        let change = now.change_since(&then).unwrap();
+        assert_eq!(change, "a.csv has changed: it had 4 bytes and has 3");
+        then.inputs = inputs(b"abd");
+        assert!(now.change_since(&then).unwrap().contains("though not its length"));
+        assert_eq!(Inputs::of(&[Input::Stdin]).unwrap(), None);
+    }
+}

@@ -287,7 +287,7 @@ pub(super) fn drive(
             text_bytes: waiting.text_bytes,
             result: match (&waiting.what, &result) {
                 (What::Rejected(rejection), _) => Err(Reason::Unreadable(rejection)),
-                (_, Ok(assessment)) => Ok(assessment),
+                (_, Ok(assessment)) => Ok(&**assessment),
                 (_, Err(error)) => Err(Reason::Unassessable(error)),
             },
         })

@@ -2,7 +2,7 @@
 
 use super::progress::{Progress, Show};
 use super::table::TableWriter;
-use super::{Exit, Result, model};
+use super::{Exit, Result, message, model};
 use clap::ValueEnum;
 use clap::builder::NonEmptyStringValueParser;
 use lyhord::bulk::{

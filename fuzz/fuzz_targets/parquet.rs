@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../drivers.rs"]
+mod drivers;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| drivers::reader("a.parquet", bytes));
