@@ -119,7 +119,7 @@ fn wait_until<T>(child: &mut Child, mut found: impl FnMut() -> Option<T>) -> T {
 fn a_run_killed_at_100_random_moments_ends_as_if_it_never_was() {
     let mut random = random();
     let folder = tempfile::tempdir().unwrap();
-    let input = export(folder.path(), 6_000);
+    let input = export(folder.path(), 10_000);
     let args = ["--keep", "--group-duplicates", "--resume"];
     let mut left = 100;
     for name in ["out.jsonl", "out.csv", "out.parquet"].iter().cycle() {
@@ -192,7 +192,7 @@ fn every_row_is_once_in_the_output_or_once_in_the_list_of_those_left_out() {
 #[test]
 fn an_interrupted_run_keeps_its_rows_and_says_how_to_go_on() {
     let folder = tempfile::tempdir().unwrap();
-    let input = export(folder.path(), 6_000);
+    let input = export(folder.path(), 40_000);
     let expected = folder.path().join("expected.jsonl");
     run(&input, &expected, &[]);
     let output = folder.path().join("out.jsonl");
@@ -223,7 +223,7 @@ fn an_interrupted_run_keeps_its_rows_and_says_how_to_go_on() {
 #[test]
 fn a_run_about_something_else_is_not_gone_on_with() {
     let folder = tempfile::tempdir().unwrap();
-    let input = export(folder.path(), 6_000);
+    let input = export(folder.path(), 40_000);
     let output = folder.path().join("out.jsonl");
     killed_after_a_commit(&input, &output, &[]);
     let refused = |args: &[&str], reason: &str| {
@@ -265,7 +265,7 @@ fn a_run_about_something_else_is_not_gone_on_with() {
 #[test]
 fn what_was_written_is_not_changed_behind_the_back_of_a_run() {
     let folder = tempfile::tempdir().unwrap();
-    let input = export(folder.path(), 6_000);
+    let input = export(folder.path(), 40_000);
     let output = folder.path().join("out.jsonl");
     killed_after_a_commit(&input, &output, &[]);
     fs::write(with_ending(&output, ".part"), "").unwrap();
@@ -284,7 +284,7 @@ fn what_was_written_is_not_changed_behind_the_back_of_a_run() {
 #[test]
 fn the_second_of_two_runs_to_one_output_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let input = export(folder.path(), 6_000);
+    let input = export(folder.path(), 40_000);
     let expected = folder.path().join("expected.jsonl");
     run(&input, &expected, &[]);
     let output = folder.path().join("out.jsonl");
@@ -305,7 +305,7 @@ fn the_second_of_two_runs_to_one_output_is_refused() {
 #[test]
 fn clocks_that_go_back_change_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let input = export(folder.path(), 6_000);
+    let input = export(folder.path(), 40_000);
     let expected = folder.path().join("expected.jsonl");
     run(&input, &expected, &[]);
     let output = folder.path().join("out.jsonl");

@@ -396,10 +396,6 @@ impl Journal {
         self.state.is_complete
     }
 
-    pub(super) fn is_resumable(&self) -> bool {
-        self.is_resumable
-    }
-
     /// The counts of the rows that are done.
     pub(super) fn summary(&self) -> &Summary {
         &self.state.summary
