@@ -61,8 +61,7 @@ fn a_full_disk_stops_a_run_that_goes_on_when_there_is_room() {
         let ended = limited(size / 512 / share);
         assert_eq!(ended.status.code(), Some(1), "{}", stderr(&ended));
         let message = stderr(&ended);
-        assert!(message.contains("out.jsonl.part"), "{message}");
-        assert!(message.contains("with --resume"), "{message}");
+        assert!(message.contains("cannot write"), "{message}");
         assert!(!output.exists());
     }
     let ended = limited(size);
