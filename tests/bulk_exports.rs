@@ -73,7 +73,12 @@ fn every_whole_export_gives_the_same_reports() {
 fn other_columns_are_carried_through_from_every_table() {
     let mut options = ReadOptions::default();
     options.keep = true;
-    for name in ["excel.csv", "export.jsonl", "export.parquet", "workbook.xlsx"] {
+    for name in [
+        "excel.csv",
+        "export.jsonl",
+        "export.parquet",
+        "workbook.xlsx",
+    ] {
         let input = Input::from(format!("{EXPORTS}/whole/{name}"));
         let row = rows(&input, &options).unwrap().nth(1).unwrap().unwrap();
         let kept = serde_json::to_string(&row.kept).unwrap();
@@ -85,7 +90,12 @@ fn other_columns_are_carried_through_from_every_table() {
 fn several_text_columns_become_one_text() {
     let mut options = ReadOptions::default();
     options.text_columns = vec!["kommun".to_owned(), "HÄNDELSE".to_owned()];
-    for name in ["tabs.tsv", "export.jsonl", "export.parquet", "workbook.xlsx"] {
+    for name in [
+        "tabs.tsv",
+        "export.jsonl",
+        "export.parquet",
+        "workbook.xlsx",
+    ] {
         let input = Input::from(format!("{EXPORTS}/whole/{name}"));
         let (_, text) = read(&input, &options)[1].clone().unwrap();
         assert!(text.starts_with("Åre\n\nMamma ramlade"), "{name}");
@@ -98,7 +108,12 @@ fn the_encoding_is_found_and_can_be_stated() {
         let mut options = ReadOptions::default();
         options.encoding = stated.map(str::to_owned);
         let input = Input::from(format!("{EXPORTS}/whole/{name}"));
-        rows(&input, &options).unwrap().last().unwrap().unwrap().encoding
+        rows(&input, &options)
+            .unwrap()
+            .last()
+            .unwrap()
+            .unwrap()
+            .encoding
     };
     for (name, expected) in [
         ("excel.csv", "utf-8"),
@@ -144,7 +159,9 @@ fn an_export_that_cannot_be_read_at_all_is_named() {
         ("empty.csv", "is empty"),
     ] {
         let input = Input::from(format!("{EXPORTS}/broken/{name}"));
-        let error = rows(&input, &ReadOptions::default()).unwrap_err().to_string();
+        let error = rows(&input, &ReadOptions::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(name) && error.contains(reason), "{error}");
     }
 }
@@ -183,13 +200,21 @@ fn write_the_exports() {
         .collect();
     write(&whole, "export.jsonl", jsonl.as_bytes());
     write(&whole, "packed.csv.gz", &gzip(excel.as_bytes()));
-    write(&whole, "packed.jsonl.zst", &zstd::encode_all(jsonl.as_bytes(), 3).unwrap());
+    write(
+        &whole,
+        "packed.jsonl.zst",
+        &zstd::encode_all(jsonl.as_bytes(), 3).unwrap(),
+    );
     // Packed, though its name doesn't say so.
     write(&whole, "unsaid.csv", &gzip(plain.as_bytes()));
     write(&whole, "export.parquet", &parquet());
     write(&whole, "workbook.xlsx", &workbook());
     for [id, _, _, text] in REPORTS {
-        write(&whole.join("letters"), &format!("{id}.txt"), text.as_bytes());
+        write(
+            &whole.join("letters"),
+            &format!("{id}.txt"),
+            text.as_bytes(),
+        );
     }
 
     let end = excel.trim_end();
@@ -217,7 +242,13 @@ fn write_the_exports() {
     write(&broken, "cut.parquet", &table[..table.len() / 2]);
     let book = workbook();
     write(&broken, "cut.xlsx", &book[..book.len() / 2]);
-    write(&broken, "not-json.jsonl", jsonl.replace("{\"Diarienummer\":\"2026-2\"", "{'dnr': 2").as_bytes());
+    write(
+        &broken,
+        "not-json.jsonl",
+        jsonl
+            .replace("{\"Diarienummer\":\"2026-2\"", "{'dnr': 2")
+            .as_bytes(),
+    );
     write(&broken, "no-text-column.csv", b"dnr;ort\n1;Ystad\n");
     write(&broken, "empty.csv", b"");
 }
@@ -279,7 +310,10 @@ fn workbook() -> Vec<u8> {
                 }
                 _ => {
                     sheet += &format!("<c r=\"{at}\" t=\"s\"><v>{}</v></c>", table.len());
-                    table.push(format!("<si><t xml:space=\"preserve\">{}</t></si>", escaped(cell)));
+                    table.push(format!(
+                        "<si><t xml:space=\"preserve\">{}</t></si>",
+                        escaped(cell)
+                    ));
                 }
             }
         }
@@ -288,13 +322,44 @@ fn workbook() -> Vec<u8> {
     let types = "http://schemas.openxmlformats.org/package/2006/content-types";
     let kind = "application/vnd.openxmlformats-officedocument.spreadsheetml";
     let parts = [
-        ("[Content_Types].xml", format!("{HEAD}<Types xmlns=\"{types}\"><Default Extension=\"rels\" ContentType=\"application/vnd.openxmlformats-package.relationships+xml\"/><Default Extension=\"xml\" ContentType=\"application/xml\"/><Override PartName=\"/xl/workbook.xml\" ContentType=\"{kind}.sheet.main+xml\"/><Override PartName=\"/xl/worksheets/sheet1.xml\" ContentType=\"{kind}.worksheet+xml\"/><Override PartName=\"/xl/styles.xml\" ContentType=\"{kind}.styles+xml\"/><Override PartName=\"/xl/sharedStrings.xml\" ContentType=\"{kind}.sharedStrings+xml\"/></Types>")),
-        ("_rels/.rels", format!("{HEAD}<Relationships xmlns=\"{PACKAGE}\"><Relationship Id=\"rId1\" Type=\"{OFFICE}/officeDocument\" Target=\"xl/workbook.xml\"/></Relationships>")),
-        ("xl/workbook.xml", format!("{HEAD}<workbook xmlns=\"{MAIN}\" xmlns:r=\"{OFFICE}\"><sheets><sheet name=\"Ärenden\" sheetId=\"1\" r:id=\"rId1\"/></sheets></workbook>")),
-        ("xl/_rels/workbook.xml.rels", format!("{HEAD}<Relationships xmlns=\"{PACKAGE}\"><Relationship Id=\"rId1\" Type=\"{OFFICE}/worksheet\" Target=\"worksheets/sheet1.xml\"/><Relationship Id=\"rId2\" Type=\"{OFFICE}/styles\" Target=\"styles.xml\"/><Relationship Id=\"rId3\" Type=\"{OFFICE}/sharedStrings\" Target=\"sharedStrings.xml\"/></Relationships>")),
-        ("xl/styles.xml", format!("{HEAD}<styleSheet xmlns=\"{MAIN}\"><fonts count=\"1\"><font/></fonts><fills count=\"1\"><fill/></fills><borders count=\"1\"><border/></borders><cellStyleXfs count=\"1\"><xf/></cellStyleXfs><cellXfs count=\"2\"><xf/><xf numFmtId=\"14\" applyNumberFormat=\"1\"/></cellXfs></styleSheet>")),
-        ("xl/sharedStrings.xml", format!("{HEAD}<sst xmlns=\"{MAIN}\">{}</sst>", table.concat())),
-        ("xl/worksheets/sheet1.xml", format!("{HEAD}<worksheet xmlns=\"{MAIN}\"><sheetData>{sheet}</sheetData></worksheet>")),
+        (
+            "[Content_Types].xml",
+            format!(
+                "{HEAD}<Types xmlns=\"{types}\"><Default Extension=\"rels\" ContentType=\"application/vnd.openxmlformats-package.relationships+xml\"/><Default Extension=\"xml\" ContentType=\"application/xml\"/><Override PartName=\"/xl/workbook.xml\" ContentType=\"{kind}.sheet.main+xml\"/><Override PartName=\"/xl/worksheets/sheet1.xml\" ContentType=\"{kind}.worksheet+xml\"/><Override PartName=\"/xl/styles.xml\" ContentType=\"{kind}.styles+xml\"/><Override PartName=\"/xl/sharedStrings.xml\" ContentType=\"{kind}.sharedStrings+xml\"/></Types>"
+            ),
+        ),
+        (
+            "_rels/.rels",
+            format!(
+                "{HEAD}<Relationships xmlns=\"{PACKAGE}\"><Relationship Id=\"rId1\" Type=\"{OFFICE}/officeDocument\" Target=\"xl/workbook.xml\"/></Relationships>"
+            ),
+        ),
+        (
+            "xl/workbook.xml",
+            format!(
+                "{HEAD}<workbook xmlns=\"{MAIN}\" xmlns:r=\"{OFFICE}\"><sheets><sheet name=\"Ärenden\" sheetId=\"1\" r:id=\"rId1\"/></sheets></workbook>"
+            ),
+        ),
+        (
+            "xl/_rels/workbook.xml.rels",
+            format!(
+                "{HEAD}<Relationships xmlns=\"{PACKAGE}\"><Relationship Id=\"rId1\" Type=\"{OFFICE}/worksheet\" Target=\"worksheets/sheet1.xml\"/><Relationship Id=\"rId2\" Type=\"{OFFICE}/styles\" Target=\"styles.xml\"/><Relationship Id=\"rId3\" Type=\"{OFFICE}/sharedStrings\" Target=\"sharedStrings.xml\"/></Relationships>"
+            ),
+        ),
+        (
+            "xl/styles.xml",
+            format!(
+                "{HEAD}<styleSheet xmlns=\"{MAIN}\"><fonts count=\"1\"><font/></fonts><fills count=\"1\"><fill/></fills><borders count=\"1\"><border/></borders><cellStyleXfs count=\"1\"><xf/></cellStyleXfs><cellXfs count=\"2\"><xf/><xf numFmtId=\"14\" applyNumberFormat=\"1\"/></cellXfs></styleSheet>"
+            ),
+        ),
+        (
+            "xl/sharedStrings.xml",
+            format!("{HEAD}<sst xmlns=\"{MAIN}\">{}</sst>", table.concat()),
+        ),
+        (
+            "xl/worksheets/sheet1.xml",
+            format!("{HEAD}<worksheet xmlns=\"{MAIN}\"><sheetData>{sheet}</sheetData></worksheet>"),
+        ),
     ];
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let options = zip::write::SimpleFileOptions::default();

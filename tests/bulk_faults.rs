@@ -75,15 +75,26 @@ fn a_place_that_cannot_be_written_to_is_named_before_anything_is_computed() {
     let folder = tempfile::tempdir().unwrap();
     let input = many_rows(folder.path(), 10);
     // Whoever runs the tests may be allowed everything elsewhere.
-    for place in ["/proc/out.jsonl", "/dev/full/out.jsonl", "/no/such/folder/out.jsonl"] {
+    for place in [
+        "/proc/out.jsonl",
+        "/dev/full/out.jsonl",
+        "/no/such/folder/out.jsonl",
+    ] {
         let ended = command(&input, Path::new(place)).output().unwrap();
         assert_eq!(ended.status.code(), Some(1));
         let message = stderr(&ended);
-        assert!(message.contains(&format!("cannot write {place}")), "{message}");
+        assert!(
+            message.contains(&format!("cannot write {place}")),
+            "{message}"
+        );
     }
     let ended = command(&input, Path::new("/dev/full")).output().unwrap();
     assert_eq!(ended.status.code(), Some(1));
-    assert!(stderr(&ended).contains("No space left"), "{}", stderr(&ended));
+    assert!(
+        stderr(&ended).contains("No space left"),
+        "{}",
+        stderr(&ended)
+    );
 }
 
 /// What a run to JSONL gives: exit code, ids, and reasons of rows left out.
@@ -94,7 +105,10 @@ fn classify(input: &str, args: &[&str]) -> (Option<i32>, Vec<String>, Vec<String
     let field = |path: &Path, field: &str| -> Vec<String> {
         let lines = fs::read_to_string(path).unwrap_or_default();
         let value = |line| serde_json::from_str::<Value>(line).unwrap()[field].take();
-        lines.lines().map(|line| value(line).as_str().unwrap_or("none").to_owned()).collect()
+        lines
+            .lines()
+            .map(|line| value(line).as_str().unwrap_or("none").to_owned())
+            .collect()
     };
     (
         ended.status.code(),
@@ -115,9 +129,16 @@ fn files_that_are_cut_off_give_their_whole_rows_and_the_others_follow() {
     ] {
         let next = "fixtures/exports/whole/commas.csv";
         let (code, ids, reasons) = classify(&format!("{broken}/{name}"), &[next]);
-        assert_eq!((code, reasons), (Some(3), vec![reason.to_owned()]), "{name}");
+        assert_eq!(
+            (code, reasons),
+            (Some(3), vec![reason.to_owned()]),
+            "{name}"
+        );
         assert!(ids.len() >= 5, "{name}");
-        assert_eq!(ids[ids.len() - 4..], ["2026-1", "2026-2", "2026-3", "2026-4"]);
+        assert_eq!(
+            ids[ids.len() - 4..],
+            ["2026-1", "2026-2", "2026-3", "2026-4"]
+        );
     }
     for name in ["cut.parquet", "cut.xlsx"] {
         assert_eq!(classify(&format!("{broken}/{name}"), &[]).0, Some(1));
@@ -128,20 +149,36 @@ fn files_that_are_cut_off_give_their_whole_rows_and_the_others_follow() {
 fn the_strict_stop_at_the_first_row_or_after_some() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.csv");
-    fs::write(&path, "id;text\n1;Ingen kom.\n2\n3;Hon föll.\n4\n5;Fel dos.\n").unwrap();
+    fs::write(
+        &path,
+        "id;text\n1;Ingen kom.\n2\n3;Hon föll.\n4\n5;Fel dos.\n",
+    )
+    .unwrap();
     let input = path.to_str().unwrap();
     let output = folder.path().join("out.csv");
     let run = |args: &[&str]| command(input, &output).args(args).output().unwrap();
     let ended = run(&["--fail-fast"]);
     assert_eq!(ended.status.code(), Some(1));
     let message = stderr(&ended);
-    assert!(message.contains("a.csv: row 2 (line 3): has 1 columns"), "{message}");
+    assert!(
+        message.contains("a.csv: row 2 (line 3): has 1 columns"),
+        "{message}"
+    );
     assert!(message.contains("--resume goes on after them"), "{message}");
-    assert_eq!(run(&["--resume", "--max-rejected", "1"]).status.code(), Some(1));
-    assert_eq!(run(&["--resume", "--max-rejected", "2"]).status.code(), Some(3));
+    assert_eq!(
+        run(&["--resume", "--max-rejected", "1"]).status.code(),
+        Some(1)
+    );
+    assert_eq!(
+        run(&["--resume", "--max-rejected", "2"]).status.code(),
+        Some(3)
+    );
     assert_eq!(fs::read_to_string(&output).unwrap().lines().count(), 4);
     assert_eq!(run(&["--max-rejected", "2"]).status.code(), Some(3));
-    assert_eq!(run(&["--fail-fast", "--max-rejected", "2"]).status.code(), Some(2));
+    assert_eq!(
+        run(&["--fail-fast", "--max-rejected", "2"]).status.code(),
+        Some(2)
+    );
 }
 
 #[test]
@@ -152,12 +189,23 @@ fn a_text_over_the_limit_is_left_out_and_not_held() {
     assert!(huge.len() > 20_000_000 && huge.len() > MAX_TEXT_BYTES);
     fs::write(&path, format!("id;text\n1;\"{huge}\"\n2;Ingen kom.\n")).unwrap();
     let (code, ids, reasons) = classify(path.to_str().unwrap(), &[]);
-    assert_eq!((code, ids, reasons), (Some(3), vec!["2".to_owned()], vec!["text_too_large".to_owned()]));
+    assert_eq!(
+        (code, ids, reasons),
+        (
+            Some(3),
+            vec!["2".to_owned()],
+            vec!["text_too_large".to_owned()]
+        )
+    );
     for name in ["a.txt", "a.jsonl"] {
         let path = folder.path().join(name);
         fs::write(&path, format!("{{\"text\":\"{huge}\"}}\n")).unwrap();
         let (code, _, reasons) = classify(path.to_str().unwrap(), &[]);
-        assert_eq!((code, reasons), (Some(3), vec!["text_too_large".to_owned()]), "{name}");
+        assert_eq!(
+            (code, reasons),
+            (Some(3), vec!["text_too_large".to_owned()]),
+            "{name}"
+        );
     }
 }
 
@@ -197,12 +245,18 @@ fn ten_thousand_dirty_rows_are_each_assessed_or_left_out_with_a_reason() {
                 }
             })
             .unwrap();
-        let found = lyhord::bulk::rows(&input, &Default::default()).unwrap().count() as u64;
+        let found = lyhord::bulk::rows(&input, &Default::default())
+            .unwrap()
+            .count() as u64;
         prop_assert_eq!(summary.rows(), found);
         prop_assert_eq!(summary.rejected, rejected);
-        let lines = |path: &Path| fs::read_to_string(path).map_or(0, |text| text.lines().count() as u64);
+        let lines =
+            |path: &Path| fs::read_to_string(path).map_or(0, |text| text.lines().count() as u64);
         prop_assert_eq!(lines(&output), summary.assessed);
-        prop_assert_eq!(lines(&folder.path().join("out.jsonl.rejected.jsonl")), rejected);
+        prop_assert_eq!(
+            lines(&folder.path().join("out.jsonl.rejected.jsonl")),
+            rejected
+        );
         Ok(())
     });
     if let Err(error) = result {
@@ -234,30 +288,48 @@ fn repeats_are_computed_once_and_marked_and_campaigns_grouped() {
         .map(|line| serde_json::from_slice(line).unwrap())
         .collect();
     let column = |name: &str| -> Vec<&str> {
-        lines.iter().map(|line| line[name].as_str().unwrap_or("-")).collect()
+        lines
+            .iter()
+            .map(|line| line[name].as_str().unwrap_or("-"))
+            .collect()
     };
     assert_eq!(column("id"), ["1", "2", "3", "-", "5", "6"]);
-    assert_eq!(column("duplicate_of"), ["-", "-", "1", "-", "2", "a.csv row 4"]);
+    assert_eq!(
+        column("duplicate_of"),
+        ["-", "-", "1", "-", "2", "a.csv row 4"]
+    );
     assert_eq!(column("duplicate_group"), ["1", "2", "1", "1", "2", "1"]);
     assert_eq!(lines[0]["severity"], lines[2]["severity"]);
     assert_eq!(lines[0]["input_sha256"], lines[2]["input_sha256"]);
     // New fields stand behind those that other systems read.
     let keys: Vec<&String> = lines[2].as_object().unwrap().keys().collect();
-    assert_eq!(keys[9..], ["input_sha256", "duplicate_of", "duplicate_group"]);
+    assert_eq!(
+        keys[9..],
+        ["input_sha256", "duplicate_of", "duplicate_group"]
+    );
 }
 
 #[test]
 fn a_million_equal_or_unreadable_rows_do_not_pile_up() {
     // Rows that need no classifier wait for none.
     let classifier = Classifier::from_dir(MODEL).unwrap();
-    let csv = format!("id;text\n{}{}", "1\n".repeat(50_000), "1;Ingen kom.\n".repeat(50_000));
+    let csv = format!(
+        "id;text\n{}{}",
+        "1\n".repeat(50_000),
+        "1;Ingen kom.\n".repeat(50_000)
+    );
     let input = Input::Bytes {
         name: "a.csv".into(),
         bytes: csv.as_bytes().into(),
     };
     let summary = Backlog::new(vec![input])
         .format(OutputFormat::Csv)
-        .run(&classifier, &mut std::io::sink(), &AtomicBool::new(false), |_| {})
+        .run(
+            &classifier,
+            &mut std::io::sink(),
+            &AtomicBool::new(false),
+            |_| {},
+        )
         .unwrap();
     assert_eq!((summary.rejected, summary.assessed), (50_000, 50_000));
     assert_eq!(summary.duplicate_texts, 49_999);

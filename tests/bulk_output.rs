@@ -35,7 +35,9 @@ fn written(name: &str, args: &[&str]) -> Vec<u8> {
 
 fn lines(bytes: &[u8]) -> Vec<Value> {
     let text = std::str::from_utf8(bytes).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 #[test]
@@ -49,7 +51,9 @@ fn csv_opens_in_excel_with_the_columns_of_the_input() {
     let csv = written("out.csv", &[EXPORT, "--keep", "--bom", EXPORT]);
     let csv = String::from_utf8(csv).unwrap();
     let csv = csv.strip_prefix('\u{feff}').unwrap();
-    let mut reader = csv::ReaderBuilder::new().delimiter(b';').from_reader(csv.as_bytes());
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(b';')
+        .from_reader(csv.as_bytes());
     let names = reader.headers().unwrap().clone();
     let names: Vec<&str> = names.iter().collect();
     assert_eq!(
@@ -67,7 +71,12 @@ fn csv_opens_in_excel_with_the_columns_of_the_input() {
     fs::write(&path, "text;sector;Ort\nIngen kom.;nord;Åre\n").unwrap();
     let csv = written("out.csv", &[path.to_str().unwrap(), "--keep"]);
     let csv = String::from_utf8(csv).unwrap();
-    assert!(csv.lines().next().unwrap().ends_with(";duplicate_of;kept_sector;Ort"));
+    assert!(
+        csv.lines()
+            .next()
+            .unwrap()
+            .ends_with(";duplicate_of;kept_sector;Ort")
+    );
     assert!(csv.lines().nth(1).unwrap().ends_with(";;nord;Åre"));
 }
 
@@ -80,12 +89,21 @@ fn what_csv_cannot_know_beforehand_is_refused() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     let message = String::from_utf8(output.stderr).unwrap();
-    assert!(message.contains("keep them in JSONL or Parquet"), "{message}");
+    assert!(
+        message.contains("keep them in JSONL or Parquet"),
+        "{message}"
+    );
 }
 
 #[test]
 fn parquet_says_what_jsonl_says() {
-    let args = [EXPORT, "--keep", "--group-duplicates", "--all-probabilities", EXPORT];
+    let args = [
+        EXPORT,
+        "--keep",
+        "--group-duplicates",
+        "--all-probabilities",
+        EXPORT,
+    ];
     let json = lines(&written("out.jsonl", &args));
     let bytes = written("out.parquet", &args);
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes)).unwrap();
@@ -136,11 +154,20 @@ fn the_published_schema_is_that_of_the_taxonomy_and_fits_what_is_written() {
     let validator = jsonschema::validator_for(&schema).unwrap();
     for args in [
         &[EXPORT][..],
-        &[EXPORT, "--all-probabilities", "--keep", "--group-duplicates", EXPORT],
+        &[
+            EXPORT,
+            "--all-probabilities",
+            "--keep",
+            "--group-duplicates",
+            EXPORT,
+        ],
         &["--text", "Ingen kom."],
     ] {
         for line in lines(&run(args).stdout) {
-            let errors: Vec<String> = validator.iter_errors(&line).map(|error| error.to_string()).collect();
+            let errors: Vec<String> = validator
+                .iter_errors(&line)
+                .map(|error| error.to_string())
+                .collect();
             assert!(errors.is_empty(), "{errors:?}");
             // Each field is described.
             for name in line.as_object().unwrap().keys() {
@@ -176,8 +203,13 @@ fn the_summary_counts_what_was_written() {
     }
     let lines = lines(&fs::read(output).unwrap());
     for level in 0..5 {
-        let expected = lines.iter().filter(|line| line["severity"]["level"] == level).count();
-        let counted = summary["outcomes"]["severity"][level.to_string()].as_u64().unwrap_or(0);
+        let expected = lines
+            .iter()
+            .filter(|line| line["severity"]["level"] == level)
+            .count();
+        let counted = summary["outcomes"]["severity"][level.to_string()]
+            .as_u64()
+            .unwrap_or(0);
         assert_eq!(counted, expected as u64);
     }
     let total: u64 = summary["outcomes"]["sector"]
@@ -208,7 +240,10 @@ fn programs_can_follow_a_run() {
 fn folders_and_patterns_are_read_in_the_order_of_names() {
     let ids = |args: &[&str]| -> Vec<String> {
         let lines = lines(&run(args).stdout);
-        lines.iter().map(|line| line["id"].as_str().unwrap().to_owned()).collect()
+        lines
+            .iter()
+            .map(|line| line["id"].as_str().unwrap().to_owned())
+            .collect()
     };
     let expected = ["2026-1", "2026-2", "2026-3", "2026-4"];
     assert_eq!(ids(&["fixtures/exports/whole/letters"]), expected);

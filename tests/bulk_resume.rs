@@ -43,7 +43,11 @@ fn with_ending(output: &Path, ending: &str) -> PathBuf {
 /// The random numbers of a test. Its seed is printed, and taken from
 /// `LYHORD_SEED` to do the same again.
 fn random() -> ChaCha8Rng {
-    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let now = || {
+        SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap()
+    };
     let seed = match std::env::var("LYHORD_SEED") {
         Ok(seed) => seed.parse().unwrap(),
         Err(_) => now().as_nanos() as u64,
@@ -59,7 +63,10 @@ fn export(folder: &Path, rows: usize) -> PathBuf {
     for row in 0..rows {
         let id = if row % 97 == 0 { 1 } else { row };
         csv += &match row % 13 {
-            3 => format!("{id};Ystad;Larmet fungerar inte. Protestbrev nummer {}.\n", row % 4),
+            3 => format!(
+                "{id};Ystad;Larmet fungerar inte. Protestbrev nummer {}.\n",
+                row % 4
+            ),
             7 => format!("{id};Ystad;\"Hon ramlade {} gånger\ni natt.\"\n", row / 2),
             9 => format!("{id};{SECRET};för få; {SECRET}\n"),
             11 => format!("{id};Ystad; \n"),
@@ -168,15 +175,22 @@ fn every_row_is_once_in_the_output_or_once_in_the_list_of_those_left_out() {
     assert!(!stderr(&ended).contains(SECRET));
     let (assessed, rejected) = results(&output);
     let lines = |bytes: &[u8]| -> Vec<Value> {
-        let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
+        let lines = bytes
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
+        lines
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect()
     };
     let (assessed, rejected) = (lines(&assessed), lines(&rejected));
     assert_eq!(assessed.len() + rejected.len(), 1_000);
     let is_left_out = |row: u64| [9, 11].contains(&((row - 1) % 13));
     let numbers = rejected.iter().map(|line| line["row"].as_u64().unwrap());
     assert!(numbers.clone().all(is_left_out));
-    assert_eq!(numbers.count(), (1..=1_000).filter(|row| is_left_out(*row)).count());
+    assert_eq!(
+        numbers.count(),
+        (1..=1_000).filter(|row| is_left_out(*row)).count()
+    );
     for line in &rejected {
         assert_eq!(line["file"], input.to_str().unwrap());
         let reason = line["reason"].as_str().unwrap();
@@ -203,10 +217,20 @@ fn an_interrupted_run_keeps_its_rows_and_says_how_to_go_on() {
         (state["rows"].as_u64()? > 0).then_some(())
     });
     let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(130), "{}", stderr(&ended));
-    assert!(stderr(&ended).contains("with --resume to go on"), "{}", stderr(&ended));
+    assert!(
+        stderr(&ended).contains("with --resume to go on"),
+        "{}",
+        stderr(&ended)
+    );
     assert!(!output.exists());
 
     // Without being told to go on, nothing is thrown away.
@@ -255,7 +279,11 @@ fn a_run_about_something_else_is_not_gone_on_with() {
         .arg(&output)
         .output()
         .unwrap();
-    assert!(stderr(&ended).contains("begun with the model"), "{}", stderr(&ended));
+    assert!(
+        stderr(&ended).contains("begun with the model"),
+        "{}",
+        stderr(&ended)
+    );
 
     // What is strict, or shown, may be chosen anew.
     let ended = run(&input, &output, &["--resume", "--max-rejected", "1000000"]);
@@ -271,11 +299,19 @@ fn what_was_written_is_not_changed_behind_the_back_of_a_run() {
     fs::write(with_ending(&output, ".part"), "").unwrap();
     let ended = run(&input, &output, &["--resume"]);
     assert_eq!(ended.status.code(), Some(1));
-    assert!(stderr(&ended).contains("it was changed"), "{}", stderr(&ended));
+    assert!(
+        stderr(&ended).contains("it was changed"),
+        "{}",
+        stderr(&ended)
+    );
 
     fs::write(with_ending(&output, ".journal"), "{").unwrap();
     let ended = run(&input, &output, &["--resume"]);
-    assert!(stderr(&ended).contains("its journal is not"), "{}", stderr(&ended));
+    assert!(
+        stderr(&ended).contains("its journal is not"),
+        "{}",
+        stderr(&ended)
+    );
     // To begin anew takes what the message says.
     fs::remove_file(with_ending(&output, ".journal")).unwrap();
     assert_eq!(run(&input, &output, &[]).status.code(), Some(3));
@@ -288,7 +324,10 @@ fn the_second_of_two_runs_to_one_output_is_refused() {
     let expected = folder.path().join("expected.jsonl");
     run(&input, &expected, &[]);
     let output = folder.path().join("out.jsonl");
-    let mut first = command(&input, &output).stderr(Stdio::null()).spawn().unwrap();
+    let mut first = command(&input, &output)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let part = with_ending(&output, ".part");
     wait_until(&mut first, || part.exists().then_some(()));
     std::thread::sleep(Duration::from_millis(20));

@@ -3,7 +3,7 @@
 use super::journal::{Binding, Inputs, Journal};
 use super::run::{Event, Finished, Reason, Settings, Why, drive, run_strictly, unwritten};
 use super::write::{AssessmentWriter, Extras, Layout, OutputFormat, RowWriter, parquet};
-use super::{Input, InputFormat, OutputFile, Place, ReadOptions, Row, Summary, rows};
+use super::{Input, InputFormat, Place, ReadOptions, Row, Summary, rows};
 use crate::classifier::Classifier;
 use crate::error::{Error, ErrorKind, Result};
 use serde::Serialize;
@@ -333,10 +333,10 @@ impl Backlog {
             self.all_probabilities,
             self.group_duplicates,
         );
-        let convert = |part: File, output: OutputFile| {
+        let convert = |part: &File, output: &File| {
             parquet::convert(BufReader::new(part), schema.clone(), output)
         };
-        let convert: Option<&dyn Fn(File, OutputFile) -> Result<OutputFile>> = match format {
+        let convert: Option<&dyn Fn(&File, &File) -> Result<()>> = match format {
             OutputFormat::Parquet => Some(&convert),
             _ => None,
         };
@@ -389,7 +389,9 @@ impl Backlog {
         match ended.why {
             Why::Failed(error) if is_resumable && rows > 0 => Err(Error::new(
                 error.kind(),
-                format!("{error}; the {rows} rows so far are kept, and --resume goes on after them"),
+                format!(
+                    "{error}; the {rows} rows so far are kept, and --resume goes on after them"
+                ),
             )),
             Why::Failed(error) => Err(error),
             Why::Done | Why::Interrupted => Ok(summary),
@@ -489,7 +491,10 @@ impl Backlog {
             ("all-probabilities", self.all_probabilities.into()),
             ("bom", self.byte_order_mark.into()),
             ("group-duplicates", self.group_duplicates.into()),
-            ("input-format", json!(input_format.map(|format| format!("{format:?}")))),
+            (
+                "input-format",
+                json!(input_format.map(|format| format!("{format:?}"))),
+            ),
             ("text-column", json!(text_columns)),
             ("id-column", json!(id_column)),
             ("delimiter", json!(delimiter)),

@@ -7,12 +7,15 @@
 //! - `OUT.journal`: a JSON object that says what the run is about and how
 //!   long the other two were after so many rows
 //!
+//! - `OUT.journal.part` and `OUT.parquet.part`, for a moment: what replaces the
+//!   journal, and what is made of the rows when they are done
+//!
 //! The journal is replaced as a whole, and only after what it speaks of is
 //! safe on disk. Whatever is behind the lengths it gives is cut off when the
 //! run goes on: so each row is there once, whenever the run was killed.
 
 use super::output::sync_folder;
-use super::{Input, OutputFile, Summary};
+use super::{Input, Summary};
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -150,7 +153,10 @@ impl Binding {
                 .collect();
             changed.sort_unstable();
             changed.dedup();
-            return Some(format!("it was begun with other options: {}", changed.join(", ")));
+            return Some(format!(
+                "it was begun with other options: {}",
+                changed.join(", ")
+            ));
         }
         if self.inputs == *inputs {
             return None;
@@ -162,7 +168,10 @@ impl Binding {
                 inputs.count, self.inputs.count
             ),
             Some((now, then)) if now.name != then.name => {
-                format!("it was begun with {} where {} stands now", then.name, now.name)
+                format!(
+                    "it was begun with {} where {} stands now",
+                    then.name, now.name
+                )
             }
             Some((now, then)) if now.bytes != then.bytes => format!(
                 "{} has changed: it had {} bytes and has {}",
@@ -210,6 +219,8 @@ struct Paths {
     rejected: PathBuf,
     rejected_part: PathBuf,
     journal: PathBuf,
+    journal_part: PathBuf,
+    converted: PathBuf,
 }
 
 impl Paths {
@@ -224,6 +235,8 @@ impl Paths {
             rejected: beside(".rejected.jsonl"),
             rejected_part: beside(".rejected.jsonl.part"),
             journal: beside(".journal"),
+            journal_part: beside(".journal.part"),
+            converted: beside(".parquet.part"),
             output,
         }
     }
@@ -381,7 +394,11 @@ impl Journal {
         if !journal.state.is_complete {
             let (output, rejected) = (journal.state.output_bytes, journal.state.rejected_bytes);
             cut(&mut journal.part, output, &journal.paths.part)?;
-            cut(&mut journal.rejected, rejected, &journal.paths.rejected_part)?;
+            cut(
+                &mut journal.rejected,
+                rejected,
+                &journal.paths.rejected_part,
+            )?;
             journal.commit_now()?;
         }
         Ok(journal)
@@ -442,7 +459,9 @@ impl Journal {
     pub(super) fn commit(&mut self, rows: u64, summary: &Summary) -> Result<()> {
         let length = |file: &File, path| -> Result<u64> {
             let metadata = file.metadata();
-            Ok(metadata.map_err(|error| Error::io(path, "read", error))?.len())
+            Ok(metadata
+                .map_err(|error| Error::io(path, "read", error))?
+                .len())
         };
         self.state.output_bytes = length(&self.part, &self.paths.part)?;
         self.state.rejected_bytes = length(&self.rejected, &self.paths.rejected_part)?;
@@ -460,10 +479,15 @@ impl Journal {
         if self.is_resumable {
             sync(&self.part, &self.paths.part)?;
             sync(&self.rejected, &self.paths.rejected_part)?;
-            let mut file = OutputFile::create(&self.paths.journal)?;
-            let written = serde_json::to_writer(&mut file, &self.state);
-            written.map_err(|error| Error::io(&self.paths.journal, "write", error.into()))?;
-            file.commit()?;
+            let bytes = serde_json::to_vec(&self.state).map_err(io::Error::from);
+            let replaced = bytes.and_then(|bytes| {
+                let mut file = File::create(&self.paths.journal_part)?;
+                file.write_all(&bytes)?;
+                file.sync_data()?;
+                fs::rename(&self.paths.journal_part, &self.paths.journal)
+            });
+            replaced.map_err(|error| Error::io(&self.paths.journal, "write", error))?;
+            sync_folder(&self.paths.journal);
         }
         self.cost = started.elapsed();
         self.committed = Instant::now();
@@ -476,7 +500,7 @@ impl Journal {
     /// Should it be killed on the way, it is done again from the journal.
     pub(super) fn publish(
         mut self,
-        convert: Option<&dyn Fn(File, OutputFile) -> Result<OutputFile>>,
+        convert: Option<&dyn Fn(&File, &File) -> Result<()>>,
     ) -> Result<Summary> {
         if !self.state.is_complete {
             self.state.is_complete = true;
@@ -517,10 +541,13 @@ impl Journal {
             _ if !has(&self.part, output_bytes) => removed(&paths.part)?,
             None => renamed(&paths.part, &paths.output)?,
             Some(convert) => {
-                let mut part = self.part()?;
-                let rewound = part.rewind();
+                let rewound = self.part.rewind();
                 rewound.map_err(|error| Error::io(&paths.part, "read", error))?;
-                convert(part, OutputFile::create(&paths.output)?)?.commit()?;
+                let unwritten = |error| Error::io(&paths.converted, "write", error);
+                let converted = File::create(&paths.converted).map_err(unwritten)?;
+                convert(&self.part, &converted)?;
+                converted.sync_all().map_err(unwritten)?;
+                renamed(&paths.converted, &paths.output)?;
                 removed(&paths.part)?;
             }
         }
@@ -538,6 +565,7 @@ impl Drop for Journal {
             // They are of no use, and there is nobody to tell.
             for path in [
                 &self.paths.journal,
+                &self.paths.journal_part,
                 &self.paths.rejected_part,
                 &self.paths.part,
             ] {
@@ -576,13 +604,13 @@ mod tests {
     fn go_on(output: &Path, convert: bool) {
         let journal = Journal::open(output.to_owned(), binding(), true, true).unwrap();
         assert!(journal.is_complete());
-        let doubled = |mut part: File, mut output: OutputFile| {
+        let doubled = |mut part: &File, mut output: &File| {
             let mut lines = Vec::new();
             part.read_to_end(&mut lines).unwrap();
             output.write_all(&lines.repeat(2)).unwrap();
-            Ok(output)
+            Ok(())
         };
-        let convert: Option<&dyn Fn(File, OutputFile) -> Result<OutputFile>> = match convert {
+        let convert: Option<&dyn Fn(&File, &File) -> Result<()>> = match convert {
             true => Some(&doubled),
             false => None,
         };
@@ -669,7 +697,11 @@ mod tests {
         let change = now.change_since(&then).unwrap();
         assert_eq!(change, "a.csv has changed: it had 4 bytes and has 3");
         then.inputs = inputs(b"abd");
-        assert!(now.change_since(&then).unwrap().contains("though not its length"));
+        assert!(
+            now.change_since(&then)
+                .unwrap()
+                .contains("though not its length")
+        );
         assert_eq!(Inputs::of(&[Input::Stdin]).unwrap(), None);
     }
 }

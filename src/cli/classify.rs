@@ -370,9 +370,7 @@ fn refuse_to_overwrite(output: &Path, inputs: &[Input]) -> Result<()> {
     let Ok(output) = output.canonicalize() else {
         return Ok(());
     };
-    let is_output = |input: &&Input| {
-        matches!(input, Input::File(path) if path.canonicalize().is_ok_and(|path| path == output))
-    };
+    let is_output = |input: &&Input| matches!(input, Input::File(path) if path.canonicalize().is_ok_and(|path| path == output));
     match inputs.iter().find(is_output) {
         Some(input) => Err(format!("{input} is both input and output").into()),
         None => Ok(()),

@@ -166,7 +166,10 @@ mod tests {
 
     #[test]
     fn several_texts_become_paragraphs_and_empty_ones_nothing() {
-        assert_eq!(joined(&["Fall", " ", "Hon föll."]).unwrap(), "Fall\n\nHon föll.");
+        assert_eq!(
+            joined(&["Fall", " ", "Hon föll."]).unwrap(),
+            "Fall\n\nHon föll."
+        );
         assert_eq!(joined(&[" a "]).unwrap(), " a ");
         let long = "a".repeat(MAX_TEXT_BYTES / 2 + 1);
         assert_eq!(joined(&[&long, &long]), Err(Rejection::TextTooLarge));

@@ -1,7 +1,7 @@
 //! Separated columns with a row of names first.
 
-use super::encoding::Encoding;
 use super::columns::{Columns, invalid};
+use super::encoding::Encoding;
 use super::source::Position;
 use super::{Kept, MAX_ROW_BYTES, Place, ReadOptions, Rejection, Row, Source, ended_by, failed};
 use crate::error::Result;

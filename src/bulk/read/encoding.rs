@@ -152,7 +152,10 @@ mod tests {
     fn a_stated_encoding_is_the_one() {
         // Both are whole in UTF-8 too.
         let text = "fÃ¶ll".to_owned();
-        assert_eq!(read("föll".as_bytes(), Some("latin1")), (text, "windows-1252"));
+        assert_eq!(
+            read("föll".as_bytes(), Some("latin1")),
+            (text, "windows-1252")
+        );
         assert_eq!(read(b"\xa4", Some("iso-8859-15")).0, "€");
         assert_eq!(
             by_name("klingon").unwrap_err().kind(),

@@ -36,7 +36,10 @@ pub fn find_inputs(argument: impl AsRef<Path>) -> Result<Vec<Input>> {
         let mut files = Vec::new();
         texts_below(path, &mut files)?;
         if files.is_empty() {
-            return Err(invalid(path, "is a folder without .txt files: give the files in it that you mean, or a pattern such as FOLDER/*.csv"));
+            return Err(invalid(
+                path,
+                "is a folder without .txt files: give the files in it that you mean, or a pattern such as FOLDER/*.csv",
+            ));
         }
         files
     } else if let Some(pattern) = pattern.filter(|_| !path.exists()) {
@@ -46,9 +49,8 @@ pub fn find_inputs(argument: impl AsRef<Path>) -> Result<Vec<Input>> {
         };
         let mut files = Vec::new();
         for found in glob::glob(pattern).map_err(malformed)? {
-            let found = found.map_err(|error| {
-                Error::io(&error.path().to_owned(), "read", error.into())
-            })?;
+            let found =
+                found.map_err(|error| Error::io(&error.path().to_owned(), "read", error.into()))?;
             if !found.is_dir() {
                 files.push(found);
             }

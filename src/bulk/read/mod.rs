@@ -275,11 +275,7 @@ pub struct Row {
 }
 
 impl Row {
-    fn new(
-        place: Place,
-        found: Result<(Report, Kept), Rejection>,
-        encoding: &'static str,
-    ) -> Self {
+    fn new(place: Place, found: Result<(Report, Kept), Rejection>, encoding: &'static str) -> Self {
         let (report, kept) = match found {
             Ok((report, kept)) => (Ok(report), kept),
             Err(rejection) => (Err(rejection), Kept::new()),
@@ -406,11 +402,7 @@ fn cannot_tell(path: &Path) -> Error {
 }
 
 /// A row where the input ends too early, or the error that ended it.
-fn ended_by(
-    error: std::io::Error,
-    place: Place,
-    encoding: &'static str,
-) -> Result<Row> {
+fn ended_by(error: std::io::Error, place: Place, encoding: &'static str) -> Result<Row> {
     match source::is_damage(&error) {
         true => Ok(Row::new(place, Err(Rejection::Damaged), encoding)),
         false => Err(failed(&place.input, error)),

@@ -37,9 +37,7 @@ impl ParquetRows {
                 let file = File::open(path).map_err(|error| Error::io(path, "open", error))?;
                 Self::new(input, file, options)
             }
-            Input::Bytes { bytes, .. } => {
-                Self::new(input, Bytes::copy_from_slice(bytes), options)
-            }
+            Input::Bytes { bytes, .. } => Self::new(input, Bytes::copy_from_slice(bytes), options),
             Input::Stdin => Err(Error::new(
                 ErrorKind::InvalidOption,
                 "Parquet is read from its end, so it needs a file and not standard input",
@@ -56,7 +54,10 @@ impl ParquetRows {
         let bytes = file.len();
         let opened = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file));
         let builder = opened.ok_or_else(|| {
-            invalid(&name, "is no whole Parquet file: it is damaged, cut off or of another kind")
+            invalid(
+                &name,
+                "is no whole Parquet file: it is damaged, cut off or of another kind",
+            )
         })?;
         let fields = builder.schema().fields();
         let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
@@ -66,7 +67,12 @@ impl ParquetRows {
                 .get(**at)
                 .is_some_and(|field| !is_text(field.data_type()))
         };
-        if let Some(field) = columns.text.iter().find(not_text).and_then(|at| fields.get(*at)) {
+        if let Some(field) = columns
+            .text
+            .iter()
+            .find(not_text)
+            .and_then(|at| fields.get(*at))
+        {
             let message = format!(
                 "has a column \"{}\" of {}, which is no text: state the text column",
                 field.name(),

@@ -136,7 +136,9 @@ mod tests {
 
     #[test]
     fn packed_files_are_known_by_their_content_and_where_they_are_cut() {
-        let text = (0..9999).map(|id| format!("{id};Hon föll.\n")).collect::<String>();
+        let text = (0..9999)
+            .map(|id| format!("{id};Hon föll.\n"))
+            .collect::<String>();
         let mut gz = flate2::write::GzEncoder::new(Vec::new(), Default::default());
         gz.write_all(text.as_bytes()).unwrap();
         let gz = gz.finish().unwrap();
@@ -148,7 +150,10 @@ mod tests {
             assert!(is_damage(&result.unwrap_err()));
         }
         // Several packed files one after the other are one.
-        assert_eq!(read(&[gz.clone(), gz].concat()).0, text.repeat(2).as_bytes());
+        assert_eq!(
+            read(&[gz.clone(), gz].concat()).0,
+            text.repeat(2).as_bytes()
+        );
         assert_eq!(read(b"id").0, b"id");
     }
 }

@@ -64,7 +64,10 @@ impl XlsxRows {
     {
         let name: Arc<str> = input.to_string().into();
         let unread = || {
-            invalid(&name, "is no whole Excel workbook (.xlsx): it is damaged, cut off, locked by a password or of another kind")
+            invalid(
+                &name,
+                "is no whole Excel workbook (.xlsx): it is damaged, cut off, locked by a password or of another kind",
+            )
         };
         let mut file = file;
         if table_bytes(&mut file).ok_or_else(unread)? > MAX_TABLE_BYTES {

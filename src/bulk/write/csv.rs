@@ -112,9 +112,7 @@ pub(super) fn values(assessment: &Assessment, all_probabilities: bool) -> Vec<St
                 level.level().to_string(),
                 joined(level.probabilities().iter().map(|&each| decimal(each))),
             ),
-            Outcome::Binary(answer) => {
-                (answer.value().to_string(), decimal(answer.probability()))
-            }
+            Outcome::Binary(answer) => (answer.value().to_string(), decimal(answer.probability())),
         };
         values.push(value);
         probabilities.push(probability);

@@ -8,8 +8,8 @@ mod schema;
 
 pub use self::csv::CsvWriter;
 pub use jsonl::JsonlWriter;
-pub use schema::assessment_schema;
 pub(super) use row::{Extras, Layout, RowWriter};
+pub use schema::assessment_schema;
 
 use crate::assessment::Assessment;
 use std::io;

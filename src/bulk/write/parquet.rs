@@ -1,6 +1,5 @@
 //! Lines of JSON into Parquet.
 
-use crate::bulk::OutputFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::taxonomy::{HeadKind, Taxonomy};
 use arrow_json::ReaderBuilder;
@@ -8,7 +7,7 @@ use arrow_schema::{DataType, Field, Fields, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
-use std::io::BufRead;
+use std::io::{BufRead, Write};
 use std::sync::Arc;
 
 /// So many rows are decoded at a time, and stand in a group of the file.
@@ -26,8 +25,8 @@ const GROUP_ROWS: usize = 64 * BATCH_ROWS;
 pub(crate) fn convert(
     lines: impl BufRead,
     schema: Schema,
-    mut output: OutputFile,
-) -> Result<OutputFile> {
+    output: impl Write + Send,
+) -> Result<()> {
     let unwritten = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::new(ErrorKind::Io, "cannot write the assessments as Parquet").with_source(error)
     };
@@ -37,7 +36,7 @@ pub(crate) fn convert(
         .set_max_row_group_row_count(Some(GROUP_ROWS))
         .set_created_by(concat!("lyhord ", env!("CARGO_PKG_VERSION")).to_owned())
         .build();
-    let mut writer = ArrowWriter::try_new(&mut output, Arc::clone(&schema), Some(properties))
+    let mut writer = ArrowWriter::try_new(output, Arc::clone(&schema), Some(properties))
         .map_err(|error| unwritten(error.into()))?;
     let batches = ReaderBuilder::new(schema)
         .with_batch_size(BATCH_ROWS)
@@ -46,10 +45,12 @@ pub(crate) fn convert(
         .map_err(|error| unwritten(error.into()))?;
     for batch in batches {
         let batch = batch.map_err(|error| unwritten(error.into()))?;
-        writer.write(&batch).map_err(|error| unwritten(error.into()))?;
+        writer
+            .write(&batch)
+            .map_err(|error| unwritten(error.into()))?;
     }
     writer.close().map_err(|error| unwritten(error.into()))?;
-    Ok(output)
+    Ok(())
 }
 
 /// The columns of a taxonomy's assessments: as in JSON, with types.
@@ -92,7 +93,11 @@ pub(crate) fn schema(taxonomy: &Taxonomy, all_probabilities: bool, groups: bool)
         text("duplicate_of", true),
     ]);
     fields.extend(groups.then(|| text("duplicate_group", true)));
-    let entry = structure("entries", vec![text("key", false), text("value", true)], false);
+    let entry = structure(
+        "entries",
+        vec![text("key", false), text("value", true)],
+        false,
+    );
     fields.push(Field::new(
         "kept",
         DataType::Map(Arc::new(entry), false),

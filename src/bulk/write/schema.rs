@@ -35,7 +35,9 @@ pub fn assessment_schema(taxonomy: &Taxonomy) -> Value {
     );
     for head in taxonomy.heads() {
         let mut definition = match head.kind() {
-            HeadKind::MultiLabel | HeadKind::SingleLabel => generator.root_schema_for::<LabelLine>(),
+            HeadKind::MultiLabel | HeadKind::SingleLabel => {
+                generator.root_schema_for::<LabelLine>()
+            }
             HeadKind::Ordinal => generator.root_schema_for::<LevelLine>(),
             HeadKind::Binary => generator.root_schema_for::<BinaryLine>(),
         };
@@ -68,7 +70,10 @@ pub fn assessment_schema(taxonomy: &Taxonomy) -> Value {
     }
     for (name, schema) in [
         ("model", generator.root_schema_for::<ModelLine>().to_value()),
-        ("engine", json!({"description": "The version of this program.", "type": "string"})),
+        (
+            "engine",
+            json!({"description": "The version of this program.", "type": "string"}),
+        ),
         (
             "input_sha256",
             json!({
