@@ -6,6 +6,13 @@ use lyhord::bulk::{Input, ReadOptions, rows};
 use lyhord::{Classifier, Report};
 use sha2::{Digest, Sha256};
 
+/// Lets a fuzz target go on after a panic of a library that is caught and told
+/// as an error. One that is not caught ends the target all the same.
+pub fn let_caught_panics_be() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
+}
+
 /// Reads bytes as a file of that name: no panic, and rows that are numbered
 /// one after the other.
 pub fn reader(name: &str, bytes: &[u8]) {

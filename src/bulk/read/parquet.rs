@@ -9,6 +9,7 @@ use arrow_schema::DataType;
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::ChunkReader;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -59,6 +60,17 @@ impl ParquetRows {
                 "is no whole Parquet file: it is damaged, cut off or of another kind",
             )
         })?;
+        // The library panics on some of these.
+        let chunks = builder.metadata().row_groups().iter();
+        if !chunks
+            .flat_map(|group| group.columns())
+            .all(|chunk| is_within(chunk, bytes))
+        {
+            return Err(invalid(
+                &name,
+                "is damaged: parts of it lie outside the file",
+            ));
+        }
         let fields = builder.schema().fields();
         let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
         let mut columns = Columns::find(&name, &names, options)?;
@@ -133,6 +145,17 @@ impl ParquetRows {
         }
         Ok(true)
     }
+}
+
+/// Whether a column's part lies in a file of that length.
+fn is_within(chunk: &ColumnChunkMetaData, bytes: u64) -> bool {
+    let start = chunk.dictionary_page_offset();
+    let start = start.unwrap_or_else(|| chunk.data_page_offset());
+    let within = |start: i64, length: i64| {
+        let (start, length) = (u64::try_from(start).ok()?, u64::try_from(length).ok()?);
+        Some(start.checked_add(length)? <= bytes)
+    };
+    chunk.data_page_offset() >= 0 && within(start, chunk.compressed_size()) == Some(true)
 }
 
 /// What a library call gives, or `None` if it fails: its message may quote
