@@ -1,6 +1,6 @@
 //! A backlog from its files to an output that can be gone on with.
 
-use super::journal::{Binding, Inputs, Journal};
+use super::journal::{Binding, Convert, Inputs, Journal};
 use super::run::{Event, Finished, Reason, Settings, Why, drive, run_strictly, unwritten};
 use super::write::{AssessmentWriter, Extras, Layout, OutputFormat, RowWriter, parquet};
 use super::{Input, InputFormat, Place, ReadOptions, Row, Summary, rows};
@@ -336,7 +336,7 @@ impl Backlog {
         let convert = |part: &File, output: &File| {
             parquet::convert(BufReader::new(part), schema.clone(), output)
         };
-        let convert: Option<&dyn Fn(&File, &File) -> Result<()>> = match format {
+        let convert: Option<Convert<'_>> = match format {
             OutputFormat::Parquet => Some(&convert),
             _ => None,
         };

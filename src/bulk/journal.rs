@@ -199,6 +199,9 @@ struct State {
 
 const VERSION: u32 = 1;
 
+/// Makes the output from the rows, if it is not the rows themselves.
+pub(super) type Convert<'a> = &'a dyn Fn(&File, &File) -> Result<()>;
+
 /// The files of a run, locked against others.
 pub(super) struct Journal {
     paths: Paths,
@@ -498,10 +501,7 @@ impl Journal {
     /// output from the part if it is not the part itself.
     ///
     /// Should it be killed on the way, it is done again from the journal.
-    pub(super) fn publish(
-        mut self,
-        convert: Option<&dyn Fn(&File, &File) -> Result<()>>,
-    ) -> Result<Summary> {
+    pub(super) fn publish(mut self, convert: Option<Convert<'_>>) -> Result<Summary> {
         if !self.state.is_complete {
             self.state.is_complete = true;
             self.commit_now()?;
@@ -610,7 +610,7 @@ mod tests {
             output.write_all(&lines.repeat(2)).unwrap();
             Ok(())
         };
-        let convert: Option<&dyn Fn(&File, &File) -> Result<()>> = match convert {
+        let convert: Option<Convert<'_>> = match convert {
             true => Some(&doubled),
             false => None,
         };

@@ -49,8 +49,10 @@ pub fn find_inputs(argument: impl AsRef<Path>) -> Result<Vec<Input>> {
         };
         let mut files = Vec::new();
         for found in glob::glob(pattern).map_err(malformed)? {
-            let found =
-                found.map_err(|error| Error::io(&error.path().to_owned(), "read", error.into()))?;
+            let found = found.map_err(|error| {
+                let path = error.path().to_path_buf();
+                Error::io(&path, "read", error.into())
+            })?;
             if !found.is_dir() {
                 files.push(found);
             }
