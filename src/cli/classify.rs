@@ -204,13 +204,9 @@ fn classify(args: &Args) -> Result {
             place,
             first_input,
             first_row,
-        } => {
-            if told.repeated.is_next() {
-                progress.message(format_args!(
-                    "{place}: warning: has the id of row {first_row} of {first_input}; both are assessed"
-                ));
-            }
-        }
+        } if told.repeated.is_next() => progress.message(format_args!(
+            "{place}: warning: has the id of row {first_row} of {first_input}; both are assessed"
+        )),
         Event::Resumed { rows } => {
             progress.resumed(rows);
             progress.message(format_args!("going on after {rows} rows"));
