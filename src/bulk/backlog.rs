@@ -486,7 +486,7 @@ impl Backlog {
             encoding,
             keep,
         } = &self.read;
-        let options: [(&str, Value); 10] = [
+        let options: [(&str, Value); 11] = [
             ("format", format!("{format:?}").into()),
             ("all-probabilities", self.all_probabilities.into()),
             ("bom", self.byte_order_mark.into()),
@@ -500,6 +500,7 @@ impl Backlog {
             ("delimiter", json!(delimiter)),
             ("encoding", json!(encoding)),
             ("keep", json!(keep)),
+            ("precision", json!(classifier.model().precision())),
         ];
         Binding {
             engine: env!("CARGO_PKG_VERSION").to_owned(),

@@ -154,10 +154,7 @@ fn score<I: Isa>(
         }
         column += 2 * lanes;
     }
-    max.map(
-        #[inline(always)]
-        |max| largest(max),
-    )
+    max.map(largest)
 }
 
 /// Turns a row of scores into `exp(scale * (score - max))`, 0 behind `tokens`,

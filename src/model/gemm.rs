@@ -144,7 +144,7 @@ impl Int8Weight {
         sums: &mut [i32],
     ) -> Result<()> {
         let inputs = self.weight.rows();
-        let view = Matrix::from_slice_with_strides([rows, inputs], &*input.values, [inputs, 1])
+        let view = Matrix::from_slice_with_strides([rows, inputs], &input.values, [inputs, 1])
             .map_err(|_| refused(GemmError::KSizeMismatch))?;
         gemm.gemm(
             sums,

@@ -86,7 +86,8 @@ pub(crate) fn schema(taxonomy: &Taxonomy, all_probabilities: bool, groups: bool)
         }
     }
     let model = ["name", "version", "sha256", "taxonomy"].map(|name| text(name, false));
-    fields.push(structure("model", model.to_vec(), false));
+    let precision = [text("precision", true)];
+    fields.push(structure("model", [&model[..], &precision].concat(), false));
     fields.extend([
         text("engine", false),
         text("input_sha256", false),

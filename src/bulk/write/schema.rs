@@ -177,6 +177,10 @@ struct ModelLine {
     sha256: String,
     /// The version of the taxonomy.
     taxonomy: String,
+    /// The number format of the encoder, if another than `f32`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["int8"]))]
+    precision: Option<String>,
 }
 
 fn probability() -> Value {
