@@ -76,6 +76,7 @@ fn job(dir: &Path, output: &str) -> TrainJob {
         command: "lyhord train".into(),
         card: None,
         cuda: false,
+        average_with: Vec::new(),
     }
 }
 
@@ -166,6 +167,21 @@ fn a_checkpoint_of_other_options_is_refused() {
         error.to_string().contains("checkpoint.safetensors"),
         "{error}"
     );
+}
+
+#[test]
+fn a_run_averaged_with_its_equal_is_itself_and_a_missing_one_is_named() {
+    let dir = workshop();
+    let first = job(dir.path(), "first");
+    let mut second = job(dir.path(), "second");
+    train(&first, &quick(), &mut |_| Ok(())).unwrap();
+    second.average_with = vec![dir.path().join("nowhere")];
+    let error = train(&second, &quick(), &mut |_| Ok(())).unwrap_err();
+    assert!(error.to_string().contains("nowhere"), "{error}");
+    second.average_with = vec![first.output.clone()];
+    train(&second, &quick(), &mut |_| Ok(())).unwrap();
+    let weights = |job: &TrainJob| fs::read(job.output.join("model.safetensors")).unwrap();
+    assert!(weights(&first) == weights(&second));
 }
 
 #[test]

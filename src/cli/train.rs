@@ -49,6 +49,10 @@ pub struct Args {
     /// the output folder]
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    /// The output folder of a finished run on the same base and labels, whose
+    /// best weights are averaged with this one's; may be given several times
+    #[arg(long, value_name = "DIR")]
+    average_with: Vec<PathBuf>,
     #[command(flatten)]
     options: Options,
 }
@@ -149,6 +153,7 @@ pub fn run(args: Args) -> Result {
             .collect::<Vec<_>>()
             .join(" "),
         card: args.card,
+        average_with: args.average_with,
         cuda: args.device == DeviceName::Cuda,
         output: args.output,
     };

@@ -13,7 +13,7 @@ use crate::model::config::{EncoderConfig, WindowConfig};
 use crate::taxonomy::{HeadKind, Taxonomy};
 use candle_core::{DType, Device, Tensor};
 use half::f16;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use tokenizers::Tokenizer;
@@ -198,6 +198,8 @@ pub(crate) struct TrainingData<'a> {
     pub(crate) dev: &'a [LabelledReport],
     /// Identifies data and base in the checkpoint.
     pub(crate) fingerprint: String,
+    /// The best weights of other runs, to be averaged with this one's.
+    pub(crate) average_with: &'a [PathBuf],
 }
 
 struct Trainer<'a> {
@@ -429,15 +431,23 @@ impl Trainer<'_> {
             checkpoint::save(&checkpoint_path, parameters, &progress)?;
             (session, session_tokens, saved) = (Instant::now(), 0, Instant::now());
         }
-        checkpoint::load(&best_path, parameters)?;
-        let tensors = parameters
-            .all
-            .iter()
-            .map(|p| {
+        let mut tensors = Vec::new();
+        let runs = std::iter::once(&best_path).chain(self.data.average_with);
+        let share = 1.0 / (1 + self.data.average_with.len()) as f32;
+        for path in runs {
+            checkpoint::load(path, parameters)?.ok_or_else(|| {
+                let message = format!("there are no best weights in {}", path.display());
+                Error::new(ErrorKind::InvalidOption, message)
+            })?;
+            for (index, p) in parameters.all.iter().enumerate() {
                 let values = if p.is_trained() { &p.average } else { &p.value };
-                (p.name.clone(), p.shape.clone(), values.clone())
-            })
-            .collect();
+                let weighed = values.iter().map(|value| value * share);
+                match tensors.get_mut(index) {
+                    None => tensors.push((p.name.clone(), p.shape.clone(), weighed.collect())),
+                    Some((_, _, sum)) => add(sum, weighed),
+                }
+            }
+        }
         Ok(Trained {
             tensors,
             best_epoch: progress.best.map_or(progress.epoch, |(_, epoch)| epoch),
@@ -712,6 +722,12 @@ fn schedule(done: f64, warmup: f64) -> f32 {
         (1.0 - done) / (1.0 - warmup).max(1e-9)
     };
     factor.clamp(0.0, 1.0) as f32
+}
+
+fn add(sum: &mut Vec<f32>, values: impl Iterator<Item = f32>) {
+    sum.iter_mut()
+        .zip(values)
+        .for_each(|(sum, value)| *sum += value);
 }
 
 /// The score of each head by its kind. Heads without known targets are left out.
