@@ -170,16 +170,33 @@ mod tests {
     #[test]
     fn settings_that_cannot_be_used_are_named() {
         assert!(TrainOptions::default().check().is_ok());
-        let mut options = TrainOptions::default();
-        options.dropout = 1.0;
-        let error = options.check().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidOption);
-        assert!(error.to_string().contains("`dropout`"), "{error}");
-        options = TrainOptions::default();
-        options.encoder_rate = f32::NAN;
-        assert!(options.check().is_err());
-        options = TrainOptions::default();
-        options.epochs = 0;
-        assert!(options.check().is_err());
+        let refused = |options: TrainOptions, name: &str| {
+            let error = options.check().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidOption);
+            assert!(error.to_string().contains(name), "{error}");
+        };
+        let options = TrainOptions::default();
+        let (dropout, encoder_rate) = (1.0, f32::NAN);
+        refused(
+            TrainOptions {
+                dropout,
+                ..options.clone()
+            },
+            "`dropout`",
+        );
+        refused(
+            TrainOptions {
+                encoder_rate,
+                ..options.clone()
+            },
+            "`encoder_rate`",
+        );
+        refused(
+            TrainOptions {
+                epochs: 0,
+                ..options
+            },
+            "`epochs`",
+        );
     }
 }

@@ -431,7 +431,7 @@ impl Trainer<'_> {
             checkpoint::save(&checkpoint_path, parameters, &progress)?;
             (session, session_tokens, saved) = (Instant::now(), 0, Instant::now());
         }
-        let mut tensors = Vec::new();
+        let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
         let runs = std::iter::once(&best_path).chain(self.data.average_with);
         let share = 1.0 / (1 + self.data.average_with.len()) as f32;
         for path in runs {
@@ -724,7 +724,7 @@ fn schedule(done: f64, warmup: f64) -> f32 {
     factor.clamp(0.0, 1.0) as f32
 }
 
-fn add(sum: &mut Vec<f32>, values: impl Iterator<Item = f32>) {
+fn add(sum: &mut [f32], values: impl Iterator<Item = f32>) {
     sum.iter_mut()
         .zip(values)
         .for_each(|(sum, value)| *sum += value);
