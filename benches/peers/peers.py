@@ -1,8 +1,8 @@
 """Runs other engines on a Lyhörd model's own weights, beside Lyhörd.
 
     pip install -r benches/peers/requirements.txt
-    cargo build --release --bench peer
-    python benches/peers/peers.py [--rounds 5] [--length 160] [--markdown FILE]
+    cargo bench --no-run --bench peer
+    python benches/peers/peers.py [--rounds 5] [--length 160] [--alone] [--markdown FILE]
 
 Every engine gets the same texts. The peers get token ids and give the encoder's
 logits; Lyhörd starts from the text and ends with the assessment, so that its
@@ -21,9 +21,12 @@ import sys
 import tempfile
 import time
 
+THREADS = 2
+# Before numpy and torch start their threads.
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+
 import numpy as np
 
-THREADS = 2
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -234,7 +237,7 @@ class Process:
         return float(self.child.stdout.readline())
 
 
-def export(model, folder):
+def export(model, bundle, folder):
     """ONNX files: as exported, fused for ONNX Runtime, and quantised to int8."""
     import onnx
     import torch
@@ -257,7 +260,8 @@ def export(model, folder):
     )
     model.fused = True
     options = FusionOptions("bert")
-    heads, width = 12, 384
+    config = json.loads((bundle / "config.json").read_text())["encoder"]
+    heads, width = config["num_attention_heads"], config["hidden_size"]
     optimized = optimizer.optimize_model(str(plain), "bert", num_heads=heads, hidden_size=width, optimization_options=options, opt_level=1)
     optimized.save_model_to_file(str(fused))
     print("fused operators:", optimized.get_fused_operator_statistics(), file=sys.stderr)
@@ -300,7 +304,6 @@ def main():
     from tokenizers import Tokenizer
 
     torch.set_num_threads(THREADS)
-    os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
     binary = args.binary or max((ROOT / "target/release/deps").glob("peer-*[0-9a-f]"), key=lambda p: p.stat().st_mtime)
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     tokenizer.no_padding()
@@ -317,7 +320,7 @@ def main():
         texts = folder / "texts.jsonl"
         texts.write_text("".join(json.dumps({"text": text}) + "\n" for text, _ in chosen))
         model = network(args.model)
-        plain, fused, int8 = export(model, folder)
+        plain, fused, int8 = export(model, args.model, folder)
         peers = {
             "PyTorch f32": lambda: Torch(model, "f32"),
             "PyTorch bf16": lambda: Torch(model, "bf16"),
