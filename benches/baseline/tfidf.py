@@ -5,6 +5,7 @@ Trained on fixtures/reports.train.jsonl, measured on fixtures/reports.dev.jsonl:
 
     python benches/baseline/tfidf.py               # reports only
     python benches/baseline/tfidf.py --snippets    # reports and snippets
+    python benches/baseline/tfidf.py --snippets --other-writers --share 0.25    # a quarter of all
     python benches/baseline/tfidf.py --search      # choose C by cross-validation on the training texts
 
 Risk areas are scored at threshold 0.5 and with a threshold per label fitted on dev. The
@@ -170,6 +171,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--snippets", action="store_true", help="train on snippets.train.jsonl as well")
     parser.add_argument("--other-writers", action="store_true", help="and on reports.other-writers.train.jsonl")
+    parser.add_argument("--share", type=float, default=1.0, help="train on this share of each file, evenly spread: for a learning curve")
     parser.add_argument("--c-areas", type=float, default=30.0, help="inverse regularisation of the risk areas (default %(default)s)")
     parser.add_argument("--c-heads", type=float, default=30.0, help="the same for the other heads (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default %(default)s)")
@@ -182,6 +184,8 @@ def main():
     if arguments.other_writers:
         reports += read("reports.other-writers.train")
     extra = read("snippets.train") if arguments.snippets else []
+    step = round(1 / arguments.share)
+    reports, extra = reports[::step], extra[::step]
     if arguments.search:
         by_c = search(reports, extra, arguments.jobs)
         if arguments.json:
