@@ -29,6 +29,7 @@ pub struct Scratch {
     pub(crate) ids: Vec<u32>,
     pub(crate) hidden: Vec<f32>,
     qkv: Vec<f32>,
+    next_qkv: Vec<f32>,
     pub(super) projected: Vec<f32>,
     pub(super) label_scores: Vec<f32>,
     pub(super) label_weights: Vec<f32>,
@@ -308,29 +309,44 @@ impl Encoder {
             helpers,
             hidden,
             qkv,
+            next_qkv,
             ..
         } = scratch;
         let hidden = grown(hidden, tokens * width);
         // Whole tiles of the kernels, so that no thread computes half ones.
         let rows = tokens.div_ceil(helpers.len() + 1).next_multiple_of(ROWS);
-        for layer in self.layers.iter().take(layers) {
-            let columns = layer.qkv.outputs();
-            let qkv = grown(qkv, tokens * columns);
+        let layers = self.layers.get(..layers).unwrap_or(&self.layers);
+        let columns = 3 * width;
+        let mut qkv = grown(qkv, tokens * columns);
+        let mut next = grown(next_qkv, tokens * columns);
+        let project = |layer: &Layer, hidden: &[f32], qkv: &mut [f32], work: &mut Work| {
+            let (rows, none) = (hidden.len() / width, Activation::None);
+            layer.qkv.forward(&mut work.gemm, hidden, rows, none, qkv)?;
+            work.stopwatch.lap(Stage::Qkv);
+            Ok(())
+        };
+        if let Some(layer) = layers.first() {
             let parts = hidden
                 .chunks(rows * width)
                 .zip(qkv.chunks_mut(rows * columns));
             shared(work, helpers, parts, &|(hidden, qkv), work| {
-                let rows = hidden.len() / width;
-                let none = Activation::None;
-                layer.qkv.forward(&mut work.gemm, hidden, rows, none, qkv)?;
-                work.stopwatch.lap(Stage::Qkv);
-                Ok(())
+                project(layer, hidden, qkv, work)
             })?;
-            let qkv = &*qkv;
-            let parts = hidden.chunks_mut(rows * width).enumerate();
-            shared(work, helpers, parts, &|(part, hidden), work| {
-                self.layer(layer, qkv, part * rows, hidden, work)
+        }
+        // Attention needs the keys and values of all rows, so the threads wait
+        // for each other before it, once a layer.
+        for (index, layer) in layers.iter().enumerate() {
+            let following = layers.get(index + 1);
+            let all = &*qkv;
+            let parts = hidden
+                .chunks_mut(rows * width)
+                .zip(next.chunks_mut(rows * columns))
+                .enumerate();
+            shared(work, helpers, parts, &|(part, (hidden, next)), work| {
+                self.layer(layer, all, part * rows, hidden, work)?;
+                following.map_or(Ok(()), |layer| project(layer, hidden, next, work))
             })?;
+            std::mem::swap(&mut qkv, &mut next);
         }
         Ok(hidden)
     }
