@@ -2,9 +2,8 @@
 //! the instruction set at run time.
 
 use super::gemm::grown;
-use rten_simd::functional::simd_map;
 use rten_simd::ops::{BitOps, FloatOps, IntOps, NarrowSaturate, NumOps, ToFloat};
-use rten_simd::{Isa, Simd, SimdIterable, SimdOp, SimdUnaryOp};
+use rten_simd::{Isa, Simd, SimdOp, SimdUnaryOp};
 use rten_vecmath::Gelu;
 
 /// What follows a linear layer.
@@ -32,23 +31,18 @@ impl SimdOp for BiasActivation<'_> {
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
         let ops = isa.f32();
-        let gelu = Gelu {};
         for row in self.values.chunks_exact_mut(self.bias.len()) {
-            let mut bias = self.bias.simd_iter_pad(ops);
-            match self.activation {
-                Activation::None => simd_map(
-                    ops,
-                    row,
-                    #[inline(always)]
-                    |x| ops.add(x, bias.next().unwrap_or(ops.zero())),
-                ),
-                Activation::Gelu => simd_map(
-                    ops,
-                    row,
-                    #[inline(always)]
-                    |x| gelu.eval(isa, ops.add(x, bias.next().unwrap_or(ops.zero()))),
-                ),
-            };
+            each(
+                ops,
+                row,
+                [self.bias],
+                ops.zero(),
+                #[inline(always)]
+                |x, [bias]| match self.activation {
+                    Activation::None => ops.add(x, bias),
+                    Activation::Gelu => Gelu {}.eval(isa, ops.add(x, bias)),
+                },
+            );
         }
     }
 }
@@ -435,11 +429,13 @@ mod tests {
 
         #[inline(always)]
         fn eval<I: Isa>(self, isa: I) {
-            simd_map(
+            each(
                 isa.f32(),
                 self.0,
+                [],
+                isa.f32().zero(),
                 #[inline(always)]
-                |x| exp_of_negative(isa, x),
+                |x, []| exp_of_negative(isa, x),
             );
         }
     }
