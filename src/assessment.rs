@@ -395,6 +395,7 @@ pub struct Assessment {
     taxonomy: Arc<Taxonomy>,
     model: Arc<ModelInfo>,
     input_sha256: String,
+    tokens: usize,
     /// One for each head, in taxonomy order.
     answers: Vec<Answer>,
 }
@@ -424,6 +425,7 @@ impl Assessment {
         taxonomy: Arc<Taxonomy>,
         model: Arc<ModelInfo>,
         report: &Report,
+        tokens: usize,
         probabilities: &[f32],
         thresholds: &[f32],
     ) -> Result<Self> {
@@ -449,6 +451,7 @@ impl Assessment {
         Ok(Self {
             id: report.id().map(str::to_owned),
             input_sha256: report.sha256(),
+            tokens,
             taxonomy,
             model,
             answers,
@@ -509,6 +512,22 @@ impl Assessment {
     /// ```
     pub fn input_sha256(&self) -> &str {
         &self.input_sha256
+    }
+
+    /// How many tokens the report's text has, which is what computing goes by.
+    /// Some words are several tokens, so do not take it for the number of words.
+    /// It is not a part of what is written.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let classifier = lyhord::Classifier::from_dir("fixtures/tiny-bundle")?;
+    /// let assessment = classifier.assess(&lyhord::Report::new("Ingen kom."))?;
+    /// assert!(assessment.tokens() >= 2);
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
+    pub fn tokens(&self) -> usize {
+        self.tokens
     }
 
     /// The version of this crate, which made the assessment.
@@ -892,7 +911,7 @@ mod tests {
     fn assess(probabilities: &[f32], thresholds: &[f32]) -> Result<Assessment> {
         let model = Arc::new(ModelInfo::new("m", "1.0.0", "abc", "1.0", Precision::F32));
         let report = Report::new("abc").with_id("2024-1");
-        Assessment::from_probabilities(taxonomy(), model, &report, probabilities, thresholds)
+        Assessment::from_probabilities(taxonomy(), model, &report, 2, probabilities, thresholds)
     }
 
     const PROBABILITIES: [f32; 8] = [0.25, 0.75, 0.5, 0.1, 0.93456, 0.8, 0.3, 0.08];

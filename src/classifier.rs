@@ -757,6 +757,7 @@ impl Model {
         let bytes = prepared.tokens.bytes(window.tokens.clone());
         let text = prepared.text.as_str().get(bytes).unwrap_or("");
         let alone = RawLogits {
+            tokens: window.tokens.len(),
             encoder: Some(self.heads.logits(&all)),
             lexical: self.words(text, scratch),
             windows: Vec::new(),
@@ -813,6 +814,7 @@ impl Model {
             Arc::clone(&self.taxonomy),
             Arc::clone(&self.info),
             report,
+            raw.tokens,
             &probabilities,
             &thresholds,
         )
@@ -912,6 +914,7 @@ impl Task {
             let windows = std::mem::take(&mut progress.alone);
             drop(progress);
             self.answer(Ok(RawLogits {
+                tokens: prepared.tokens.ids.len(),
                 encoder: Some(self.model.heads.logits(&whole)),
                 lexical: self.model.words(prepared.text.as_str(), scratch),
                 windows,

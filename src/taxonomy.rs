@@ -50,6 +50,7 @@ impl Label {
 pub struct Head {
     name: String,
     field: String,
+    title: String,
     kind: HeadKind,
     labels: Vec<Label>,
     first_level: u8,
@@ -67,6 +68,20 @@ impl Head {
     /// It is the head's name unless the taxonomy says otherwise.
     pub fn field(&self) -> &str {
         &self.field
+    }
+
+    /// What the head is called to people. It is the head's name unless the
+    /// taxonomy says otherwise.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let taxonomy = lyhord::Taxonomy::from_file("fixtures/taxonomy/taxonomy.toml")?;
+    /// assert_eq!(taxonomy.head("sector").unwrap().title(), "Verksamhet");
+    /// # Ok::<(), lyhord::Error>(())
+    /// ```
+    pub fn title(&self) -> &str {
+        &self.title
     }
 
     /// How the head's labels relate to each other.
@@ -124,8 +139,9 @@ impl Head {
 /// texts for people. The kind of a head follows from its keys: whole numbers
 /// in order make it ordinal, a single key that repeats the head's name makes
 /// it binary, anything else single-label. The optional table `[heads.NAME]`
-/// states `kind` (`"multi_label"`, `"single_label"`, `"ordinal"`, `"binary"`)
-/// and `field` where they differ; multi-label heads need it.
+/// states `kind` (`"multi_label"`, `"single_label"`, `"ordinal"`, `"binary"`),
+/// `field` (in data and output) and `title` (for people) where they differ;
+/// multi-label heads need it.
 ///
 /// # Examples
 ///
@@ -331,10 +347,10 @@ fn head(
             .ok_or_else(|| invalid(format!("needs [heads.{name}] to be a table")))?;
         if let Some(key) = keys
             .keys()
-            .find(|key| !["kind", "field"].contains(&key.as_str()))
+            .find(|key| !["kind", "field", "title"].contains(&key.as_str()))
         {
             return Err(invalid(format!(
-                "has an unknown setting in [heads.{name}], {key}: use kind and field"
+                "has an unknown setting in [heads.{name}], {key}: use kind, field and title"
             )));
         }
     }
@@ -388,6 +404,7 @@ fn head(
     }
     Ok(Head {
         field: stated("field")?.unwrap_or_else(|| name.clone()),
+        title: stated("title")?.unwrap_or_else(|| name.clone()),
         first_level: match kind {
             HeadKind::Ordinal => levels.map_or(0, |levels| levels[0]),
             _ => 0,

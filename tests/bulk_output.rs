@@ -219,6 +219,16 @@ fn the_summary_counts_what_was_written() {
         .map(|count| count.as_u64().unwrap())
         .sum();
     assert_eq!(total, 8);
+    // The other export has the same texts in another encoding.
+    let classifier = Classifier::from_dir(MODEL).unwrap();
+    let tokens: usize = rows(&Input::from(Path::new(EXPORT)), &ReadOptions::default())
+        .unwrap()
+        .map(|row| {
+            let report = row.unwrap().report.unwrap();
+            classifier.attend(&report).unwrap().tokens().len()
+        })
+        .sum();
+    assert_eq!(summary["tokens"], 2 * tokens);
 }
 
 #[test]

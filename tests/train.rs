@@ -185,6 +185,41 @@ fn a_run_averaged_with_its_equal_is_itself_and_a_missing_one_is_named() {
 }
 
 #[test]
+fn training_goes_on_from_a_model_and_keeps_its_heads_where_the_labels_are_the_same() {
+    let dir = workshop();
+    let first = job(dir.path(), "first");
+    train(&first, &quick(), &mut |_| Ok(())).unwrap();
+    let first_loss = |name: &str, taxonomy: &str| {
+        fs::write(dir.path().join("topics.toml"), taxonomy).unwrap();
+        let mut next = job(dir.path(), name);
+        next.base = first.output.clone();
+        let mut options = quick();
+        options.epochs = 1;
+        let mut losses = Vec::new();
+        train(&next, &options, &mut |event| {
+            if let TrainEvent::Step(step) = event {
+                losses.push(step.loss);
+            }
+            Ok(())
+        })
+        .unwrap();
+        losses[0]
+    };
+    let same = first_loss("same", TOPICS);
+    let other = first_loss("other", &format!("{TOPICS}\nmat = \"Mat\"\n"));
+    assert!(same < 0.5 * other, "{same} against {other}");
+
+    let weights = first.output.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let mut next = job(dir.path(), "next");
+    next.base = first.output.clone();
+    let error = train(&next, &quick(), &mut |_| Ok(())).unwrap_err();
+    assert!(error.to_string().contains("model.safetensors"), "{error}");
+}
+
+#[test]
 fn frozen_layers_keep_the_weights_of_the_base() {
     let dir = workshop();
     let job = job(dir.path(), "model");

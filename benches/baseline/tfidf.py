@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The baseline to beat: TF-IDF and logistic regression, one model a head.
 
-Trained on fixtures/reports.train.jsonl, measured on fixtures/reports.dev.jsonl:
+Trained on fixtures/reports.train.jsonl, measured on fixtures/reports.dev.jsonl or another
+labelled file (--dev reports.other-writers.dev):
 
     python benches/baseline/tfidf.py               # reports only
     python benches/baseline/tfidf.py --snippets    # reports and snippets
@@ -171,6 +172,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--snippets", action="store_true", help="train on snippets.train.jsonl as well")
     parser.add_argument("--other-writers", action="store_true", help="and on reports.other-writers.train.jsonl")
+    parser.add_argument("--dev", default="reports.dev", metavar="NAME", help="the file in fixtures to measure on (default %(default)s)")
     parser.add_argument("--share", type=float, default=1.0, help="train on this share of each file, evenly spread: for a learning curve")
     parser.add_argument("--c-areas", type=float, default=30.0, help="inverse regularisation of the risk areas (default %(default)s)")
     parser.add_argument("--c-heads", type=float, default=30.0, help="the same for the other heads (default %(default)s)")
@@ -196,7 +198,7 @@ def main():
         return
 
     chosen = {"areas": arguments.c_areas, "heads": arguments.c_heads}
-    result = evaluate(reports + extra, read("reports.dev"), chosen, arguments.jobs)
+    result = evaluate(reports + extra, read(arguments.dev), chosen, arguments.jobs)
     result = {"trained_on": {"reports": len(reports), "snippets": len(extra)}, "c": chosen} | result
     result["seconds"] = round(time.monotonic() - started, 1)
     if arguments.json:

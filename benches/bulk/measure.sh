@@ -22,6 +22,7 @@ timing = summary["timing"]
 print(f"rows            {summary['assessed'] + summary['rejected']:,}")
 print(f"seconds         {timing['total']:,.1f}")
 print(f"reports/s       {summary['reports_per_second']:,.1f}")
+print(f"tokens/s        {summary['tokens'] / timing['total']:,.0f}")
 print(f"reading         {100 * timing['reading'] / timing['total']:.2f} % of the time")
 print(f"writing         {100 * timing['writing'] / timing['total']:.2f} % of the time")
 print(f"peak memory     {int(peak[1]) / 1024:,.0f} MiB")

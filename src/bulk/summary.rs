@@ -37,6 +37,9 @@ pub struct Summary {
     pub encodings: BTreeMap<String, u64>,
     /// Bytes of UTF-8 in the texts that were assessed.
     pub text_bytes: u64,
+    /// Tokens in the same texts: what the time of a run goes by.
+    #[serde(default)]
+    pub tokens: u64,
     /// Where the time went.
     pub timing: Timing,
     /// Whether `stop` ended the run before the rows did.
@@ -107,6 +110,7 @@ impl Summary {
 
     pub(super) fn count_assessed(&mut self, assessment: &Assessment) {
         self.assessed += 1;
+        self.tokens += assessment.tokens() as u64;
         for (head, outcome) in assessment.outcomes() {
             match outcome {
                 Outcome::Labels(labels) if labels.is_empty() => self.count(head.field(), "none"),

@@ -342,10 +342,11 @@ fn say_what_is_in_it(output: &Path, summary: &Summary) {
         ));
     }
     message(format_args!(
-        "  {:.1} s, {:.1} reports/s, {:.1} MB of text",
+        "  {:.1} s, {:.1} reports/s, {:.1} MB of text, {} tokens",
         summary.timing.total.as_secs_f64(),
         summary.reports_per_second(),
-        summary.text_bytes as f64 / 1e6
+        summary.text_bytes as f64 / 1e6,
+        summary.tokens
     ));
 }
 

@@ -2,7 +2,7 @@
 
 use lyhord::bulk::AssessmentWriter;
 use lyhord::text::NormalisedText;
-use lyhord::{Assessment, Head, Outcome, Probability};
+use lyhord::{Assessment, Outcome, Probability};
 use std::io::{self, Write};
 use textwrap::core::display_width;
 
@@ -33,9 +33,9 @@ impl<W: Write> TableWriter<W> {
         text += &NormalisedText::new(id).as_str().replace('\n', " ");
         text.push('\n');
         let heads = assessment.taxonomy().heads();
-        let title_width = heads.iter().map(|head| display_width(title(head))).max();
+        let title_width = heads.iter().map(|head| display_width(head.title())).max();
         for (head, outcome) in assessment.outcomes() {
-            let mut title = title(head);
+            let mut title = head.title();
             for (probability, answer) in lines(&outcome) {
                 let padding = title_width.unwrap_or(0) - display_width(title);
                 let start = format!("  {title}{:padding$}  {probability:>6}  ", "");
@@ -61,19 +61,6 @@ impl<W: Write> AssessmentWriter for TableWriter<W> {
 
     fn finish(&mut self) -> io::Result<()> {
         self.writer.flush()
-    }
-}
-
-/// The heads of the shipped taxonomy in Swedish; others by their own names.
-fn title(head: &Head) -> &str {
-    match head.name() {
-        "report_type" => "Ärendetyp",
-        "sector" => "Verksamhet",
-        "risk_area" => "Riskområden",
-        "severity" => "Allvarlighetsgrad",
-        "harm" => "Skada har skett",
-        "danger" => "Fara just nu",
-        other => other,
     }
 }
 

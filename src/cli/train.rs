@@ -20,14 +20,11 @@ pub struct Args {
     /// never trained on; may be given several times
     #[arg(long, required = true, value_name = "FILE")]
     dev: Vec<PathBuf>,
-    /// The heads and labels
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "fixtures/taxonomy/taxonomy.toml"
-    )]
-    taxonomy: PathBuf,
-    /// The base encoder: a folder in Hugging Face layout
+    /// The heads and labels [default: taxonomy.toml in the folder to start from]
+    #[arg(long, value_name = "FILE")]
+    taxonomy: Option<PathBuf>,
+    /// What to start from: an encoder in Hugging Face layout, or a model of this
+    /// program's, whose heads are kept when it has the same labels
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
     /// The folder for the bundle
@@ -49,8 +46,8 @@ pub struct Args {
     /// the output folder]
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// The output folder of a finished run on the same base and labels, whose
-    /// best weights are averaged with this one's; may be given several times
+    /// A model of the same shape and labels, whose weights are averaged with this
+    /// run's; may be given several times
     #[arg(long, value_name = "DIR")]
     average_with: Vec<PathBuf>,
     #[command(flatten)]
@@ -141,10 +138,21 @@ pub fn run(args: Args) -> Result {
     let name = args
         .name
         .or_else(|| Some(args.output.file_name()?.to_str()?.to_owned()));
+    let inherited = args.base.join("taxonomy.toml");
+    let taxonomy = match args.taxonomy {
+        Some(path) => path,
+        None if inherited.exists() => inherited,
+        None => {
+            let base = args.base.display();
+            return Err(
+                format!("{base} has no labels: name a taxonomy with --taxonomy FILE").into(),
+            );
+        }
+    };
     let job = TrainJob {
         data: args.data,
         dev: args.dev,
-        taxonomy: args.taxonomy,
+        taxonomy,
         base: args.base,
         name: name.unwrap_or_else(|| "model".to_owned()),
         version: args.version,

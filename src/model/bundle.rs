@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 const FORMAT: &str = "lyhord-bundle";
 const FORMAT_VERSION: u32 = 1;
-pub(super) const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const WEIGHTS: &str = "model.safetensors";

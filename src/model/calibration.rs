@@ -16,6 +16,8 @@ const VERSION: u32 = 1;
 /// does not have is `None` and adds nothing to the final logits.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RawLogits {
+    /// How many tokens the text has, without the windows' specials.
+    pub tokens: usize,
     /// What the encoder's heads say of the whole text.
     pub encoder: Option<Vec<f32>>,
     /// What the lexical path says of the whole text.
@@ -513,7 +515,7 @@ mod tests {
         let raw = RawLogits {
             encoder: Some(vec![4.0; 8]),
             lexical: Some(vec![0.25; 8]),
-            windows: Vec::new(),
+            ..RawLogits::default()
         };
         let probabilities = calibration.probabilities(&taxonomy, &raw);
         // 0.5 * 4 + 2 * 0.25 - 1 = 1.5; sigmoid(1.5) = 0.81757447.

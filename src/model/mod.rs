@@ -18,8 +18,8 @@ pub(crate) mod timing;
 pub(crate) mod tokeniser;
 pub(crate) mod weights;
 
-pub(crate) use bundle::Model;
 pub use bundle::{BundleFiles, BundleParts, Manifest, NamedTensor, TensorType};
+pub(crate) use bundle::{MANIFEST, Model};
 pub use config::{EncoderConfig, WindowConfig};
 pub use encoder::{Encoder, Scratch};
 pub use gemm::Precision;

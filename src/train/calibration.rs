@@ -699,7 +699,7 @@ mod tests {
                         .map(|value| 0.5 * (value + 2.0 * noise()))
                         .collect(),
                 ),
-                windows: Vec::new(),
+                ..RawLogits::default()
             });
             targets.push(vec![
                 Some(Target::Labels(vec![index % 2])),
@@ -732,7 +732,7 @@ mod tests {
             .map(|&(e, x, _)| RawLogits {
                 encoder: Some(vec![e]),
                 lexical: Some(vec![x]),
-                windows: Vec::new(),
+                ..RawLogits::default()
             })
             .collect();
         let targets: Vec<_> = points

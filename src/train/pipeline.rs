@@ -9,7 +9,7 @@ use crate::classifier::ClassifierOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evaluation::{self, Evaluation, EvaluationOptions};
 use crate::model::calibration::{Calibration, RawLogits};
-use crate::model::{BundleParts, Manifest, NamedTensor, TensorType};
+use crate::model::{BundleParts, MANIFEST, Manifest, NamedTensor, TensorType};
 use crate::report::Report;
 use crate::taxonomy::Taxonomy;
 use crate::text::NormalisedText;
@@ -29,7 +29,8 @@ pub struct TrainJob {
     pub dev: Vec<PathBuf>,
     /// The taxonomy file.
     pub taxonomy: PathBuf,
-    /// The folder of the base encoder, in Hugging Face layout.
+    /// What training starts from: an encoder in Hugging Face layout, or a
+    /// bundle, whose heads are kept when it has the same labels.
     pub base: PathBuf,
     /// The folder for the bundle. Checkpoints are kept in its subfolder
     /// `training`, which may be deleted afterwards.
@@ -44,10 +45,10 @@ pub struct TrainJob {
     pub card: Option<PathBuf>,
     /// Whether to train on an NVIDIA GPU. It needs candle built with CUDA.
     pub cuda: bool,
-    /// Output folders of finished runs with the same base and taxonomy, whose
-    /// best weights are averaged with this run's (model soups, Wortsman et al.
-    /// 2022): often better than each, at no cost in use. Give them the same seed,
-    /// from which the heads start alike. Default: none.
+    /// Bundles with the same shape and taxonomy, whose weights are averaged with
+    /// this run's (model soups, Wortsman et al. 2022): often better than each, at
+    /// no cost in use. It takes runs that started alike: from the same base with
+    /// the same seed, or this one from the other. Default: none.
     pub average_with: Vec<PathBuf>,
 }
 
@@ -127,7 +128,7 @@ pub fn train(
     let averaged: Vec<PathBuf> = job
         .average_with
         .iter()
-        .map(|folder| folder.join("training/best.safetensors"))
+        .map(|folder| folder.join("model.safetensors"))
         .collect();
     let mut inputs = hashes.clone();
     for path in &averaged {
@@ -301,12 +302,15 @@ fn hash(path: &Path) -> Result<String> {
 fn hashes(job: &TrainJob) -> Result<serde_json::Value> {
     let base =
         ["config.json", "tokenizer.json", "model.safetensors"].map(|name| job.base.join(name));
+    // A bundle's manifest has the hash of its labels too.
+    let manifest = Some(job.base.join(MANIFEST)).filter(|path| path.exists());
     let files = job
         .data
         .iter()
         .chain(&job.dev)
         .chain([&job.taxonomy])
-        .chain(&base);
+        .chain(&base)
+        .chain(&manifest);
     Ok(files
         .map(|path| Ok((path.display().to_string(), hash(path)?.into())))
         .collect::<Result<serde_json::Map<_, _>>>()?

@@ -10,9 +10,13 @@ use super::parameters::{AdamW, Parameters, Values};
 use super::{kernels, metrics, ops};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::{EncoderConfig, WindowConfig};
+use crate::model::{BundleFiles, MANIFEST};
 use crate::taxonomy::{HeadKind, Taxonomy};
+use candle_core::safetensors::Load as _;
 use candle_core::{DType, Device, Tensor};
 use half::f16;
+use safetensors::SafeTensors;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -73,16 +77,82 @@ pub(crate) struct Trained {
     pub(crate) steps: u64,
 }
 
-/// A base encoder in Hugging Face layout.
+/// What fine-tuning starts from: an encoder in Hugging Face layout, or a bundle.
 pub(crate) struct Base {
     pub(crate) config: EncoderConfig,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) tokenizer_json: Vec<u8>,
-    tensors: std::collections::HashMap<String, Tensor>,
+    tensors: Tensors,
+    /// A bundle's labels, which its heads answer to.
+    taxonomy: Option<Taxonomy>,
+}
+
+/// The tensors of a safetensors file, without a framework's prefix.
+struct Tensors {
+    path: PathBuf,
+    named: HashMap<String, Tensor>,
+}
+
+impl Tensors {
+    fn read(path: PathBuf) -> Result<Self> {
+        let bytes = std::fs::read(&path).map_err(|error| Error::io(&path, "read", error))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|error| {
+            Error::new(
+                ErrorKind::InvalidBundle,
+                format!("cannot read {}", path.display()),
+            )
+            .with_source(error)
+        })?;
+        let mut named = HashMap::new();
+        for (name, view) in file.tensors() {
+            // A bundle's lexical path is fitted anew; candle has no type for it.
+            if name.starts_with("lexical.") {
+                continue;
+            }
+            let short = ["bert.", "roberta."]
+                .iter()
+                .find_map(|prefix| name.strip_prefix(prefix));
+            let short = short.unwrap_or(&name).to_owned();
+            named.insert(short, view.load(&Device::Cpu)?);
+        }
+        Ok(Self { path, named })
+    }
+
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        self.named
+            .get(name)
+            .ok_or_else(|| self.invalid(format!("no tensor {name}")))
+    }
+
+    /// The values of a tensor that must have this shape.
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let tensor = self.get(name)?;
+        if tensor.dims() != shape {
+            let found = tensor.dims();
+            return Err(self.invalid(format!("{name} in the shape {found:?}, not {shape:?}")));
+        }
+        values(tensor)
+    }
+
+    fn invalid(&self, what: String) -> Error {
+        let message = format!("{} has {what}", self.path.display());
+        Error::new(ErrorKind::InvalidBundle, message)
+    }
+}
+
+/// The values of a tensor in single precision, row by row.
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
 impl Base {
     pub(crate) fn load(dir: &Path) -> Result<Self> {
+        let taxonomy = if dir.join(MANIFEST).exists() {
+            BundleFiles::from_dir(dir)?.verify()?;
+            Some(Taxonomy::from_file(dir.join("taxonomy.toml"))?)
+        } else {
+            None
+        };
         let read = |name: &str| {
             let path = dir.join(name);
             std::fs::read(&path).map_err(|error| Error::io(&path, "read", error))
@@ -106,28 +176,12 @@ impl Base {
         tokenizer.with_truncation(None).map_err(|error| {
             Error::new(ErrorKind::InvalidBundle, "cannot switch truncation off").with_source(error)
         })?;
-        let path = dir.join("model.safetensors");
-        let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
-            .map_err(|error| {
-                Error::new(
-                    ErrorKind::InvalidBundle,
-                    format!("cannot read {}", path.display()),
-                )
-                .with_source(error)
-            })?
-            .into_iter()
-            .map(|(name, tensor)| {
-                let short = ["bert.", "roberta."]
-                    .iter()
-                    .find_map(|prefix| name.strip_prefix(prefix));
-                (short.unwrap_or(&name).to_owned(), tensor)
-            })
-            .collect();
         Ok(Self {
             config,
             tokenizer,
             tokenizer_json,
-            tensors,
+            tensors: Tensors::read(dir.join("model.safetensors"))?,
+            taxonomy,
         })
     }
 
@@ -137,14 +191,8 @@ impl Base {
         let fixed = options.freeze;
         let rate = |depth: usize| options.layer_decay.powi((layers - depth) as i32);
         let mut add = |name: String, rate: f32| -> Result<()> {
-            let tensor = self.tensors.get(&name).ok_or_else(|| {
-                Error::new(
-                    ErrorKind::InvalidBundle,
-                    format!("the base model has no tensor {name}"),
-                )
-            })?;
-            let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-            parameters.add_encoder(&name, tensor.dims().to_vec(), values, rate)
+            let tensor = self.tensors.get(&name)?;
+            parameters.add_encoder(&name, tensor.dims().to_vec(), values(tensor)?, rate)
         };
         let embedding_rate = if fixed.is_some() { 0.0 } else { rate(0) };
         for part in [
@@ -178,6 +226,30 @@ impl Base {
         }
         Ok(parameters)
     }
+
+    /// Lets the heads start from a bundle's, where that has the same heads with
+    /// the same labels; says whether it has.
+    fn set_heads(&self, parameters: &mut Parameters, taxonomy: &Taxonomy) -> Result<bool> {
+        let labels = |taxonomy: &Taxonomy| -> Vec<_> {
+            let heads = taxonomy.heads().iter();
+            heads
+                .map(|head| {
+                    let codes = head.labels().iter().map(|label| label.code().to_owned());
+                    let codes: Vec<String> = codes.collect();
+                    (head.name().to_owned(), head.kind(), codes)
+                })
+                .collect()
+        };
+        if self.taxonomy.as_ref().map(labels) != Some(labels(taxonomy)) {
+            return Ok(false);
+        }
+        for parameter in parameters.all.iter_mut().filter(|p| p.is_head) {
+            parameter.value = self.tensors.values(&parameter.name, &parameter.shape)?;
+            parameter.average.clone_from(&parameter.value);
+        }
+        parameters.refresh()?;
+        Ok(true)
+    }
 }
 
 /// The default windows, cut to what the base can read at once.
@@ -198,7 +270,7 @@ pub(crate) struct TrainingData<'a> {
     pub(crate) dev: &'a [LabelledReport],
     /// Identifies data and base in the checkpoint.
     pub(crate) fingerprint: String,
-    /// The best weights of other runs, to be averaged with this one's.
+    /// Weights of other models, to be averaged with this run's.
     pub(crate) average_with: &'a [PathBuf],
 }
 
@@ -247,7 +319,9 @@ pub(crate) fn fine_tune(
         options.attention_size,
         options.seed,
     )?;
-    set_prior(&mut parameters, taxonomy, data.train);
+    if !base.set_heads(&mut parameters, taxonomy)? {
+        set_prior(&mut parameters, taxonomy, data.train);
+    }
     let pools = (0..options.threads.max(1))
         .map(|_| {
             rayon::ThreadPoolBuilder::new()
@@ -431,21 +505,26 @@ impl Trainer<'_> {
             checkpoint::save(&checkpoint_path, parameters, &progress)?;
             (session, session_tokens, saved) = (Instant::now(), 0, Instant::now());
         }
-        let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-        let runs = std::iter::once(&best_path).chain(self.data.average_with);
-        let share = 1.0 / (1 + self.data.average_with.len()) as f32;
-        for path in runs {
-            checkpoint::load(path, parameters)?.ok_or_else(|| {
-                let message = format!("there are no best weights in {}", path.display());
-                Error::new(ErrorKind::InvalidOption, message)
-            })?;
-            for (index, p) in parameters.all.iter().enumerate() {
+        checkpoint::load(&best_path, parameters)?.ok_or_else(|| {
+            let message = format!("there are no best weights in {}", best_path.display());
+            Error::new(ErrorKind::InvalidOption, message)
+        })?;
+        let runs = self.data.average_with;
+        let share = 1.0 / (1 + runs.len()) as f32;
+        let weighed = |values: &[f32]| values.iter().map(|value| value * share).collect();
+        let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = parameters
+            .all
+            .iter()
+            .map(|p| {
                 let values = if p.is_trained() { &p.average } else { &p.value };
-                let weighed = values.iter().map(|value| value * share);
-                match tensors.get_mut(index) {
-                    None => tensors.push((p.name.clone(), p.shape.clone(), weighed.collect())),
-                    Some((_, _, sum)) => add(sum, weighed),
-                }
+                (p.name.clone(), p.shape.clone(), weighed(values))
+            })
+            .collect();
+        for path in runs {
+            let others = Tensors::read(path.clone())?;
+            for (name, shape, sum) in &mut tensors {
+                let other = others.values(name, shape)?;
+                add(sum, other.iter().map(|value| value * share));
             }
         }
         Ok(Trained {
