@@ -40,6 +40,11 @@
 //!   a hook that prints the place only.
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
+// Bad input is an error, never a panic.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 mod assessment;
 pub mod bulk;

@@ -170,7 +170,7 @@ fn a_checkpoint_of_other_options_is_refused() {
 }
 
 #[test]
-fn a_run_averaged_with_its_equal_is_itself_and_a_missing_one_is_named() {
+fn a_run_averaged_with_its_equal_is_itself_and_one_that_does_not_fit_is_named_at_once() {
     let dir = workshop();
     let first = job(dir.path(), "first");
     let mut second = job(dir.path(), "second");
@@ -178,6 +178,15 @@ fn a_run_averaged_with_its_equal_is_itself_and_a_missing_one_is_named() {
     second.average_with = vec![dir.path().join("nowhere")];
     let error = train(&second, &quick(), &mut |_| Ok(())).unwrap_err();
     assert!(error.to_string().contains("nowhere"), "{error}");
+    second.average_with = vec!["fixtures/tiny-bundle".into()];
+    let mut steps = 0;
+    let error = train(&second, &quick(), &mut |_| {
+        steps += 1;
+        Ok(())
+    })
+    .unwrap_err();
+    assert!(error.to_string().contains("labels"), "{error}");
+    assert_eq!(steps, 0, "found out after training");
     second.average_with = vec![first.output.clone()];
     train(&second, &quick(), &mut |_| Ok(())).unwrap();
     let weights = |job: &TrainJob| fs::read(job.output.join("model.safetensors")).unwrap();

@@ -125,14 +125,12 @@ pub fn train(
         })?,
     };
     let hashes = hashes(job)?;
-    let averaged: Vec<PathBuf> = job
-        .average_with
-        .iter()
-        .map(|folder| folder.join("model.safetensors"))
-        .collect();
+    let mut averaged = Vec::new();
     let mut inputs = hashes.clone();
-    for path in &averaged {
-        inputs[path.display().to_string()] = hash(path)?.into();
+    for folder in &job.average_with {
+        averaged.push(Base::load(folder)?);
+        let path = folder.join("model.safetensors");
+        inputs[path.display().to_string()] = hash(&path)?.into();
     }
     // What can fail soon is done before what takes hours.
     let prose = prose(job)?;

@@ -6,7 +6,7 @@ use super::data::{LabelledReport, Target};
 use super::loss::{evidence_loss, task_loss};
 use super::network::{self, Network, Regularisation};
 use super::options::TrainOptions;
-use super::parameters::{AdamW, Parameters, Values};
+use super::parameters::{AdamW, Parameter, Parameters, Values};
 use super::{kernels, metrics, ops};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::{EncoderConfig, WindowConfig};
@@ -124,14 +124,14 @@ impl Tensors {
             .ok_or_else(|| self.invalid(format!("no tensor {name}")))
     }
 
-    /// The values of a tensor that must have this shape.
-    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let tensor = self.get(name)?;
-        if tensor.dims() != shape {
-            let found = tensor.dims();
+    /// The tensor of a parameter, which must have its shape.
+    fn like(&self, parameter: &Parameter) -> Result<&Tensor> {
+        let tensor = self.get(&parameter.name)?;
+        let (name, found, shape) = (&parameter.name, tensor.dims(), &parameter.shape);
+        if found != shape {
             return Err(self.invalid(format!("{name} in the shape {found:?}, not {shape:?}")));
         }
-        values(tensor)
+        Ok(tensor)
     }
 
     fn invalid(&self, what: String) -> Error {
@@ -227,9 +227,8 @@ impl Base {
         Ok(parameters)
     }
 
-    /// Lets the heads start from a bundle's, where that has the same heads with
-    /// the same labels; says whether it has.
-    fn set_heads(&self, parameters: &mut Parameters, taxonomy: &Taxonomy) -> Result<bool> {
+    /// Whether this is a bundle with the same heads and labels.
+    fn has_labels_of(&self, taxonomy: &Taxonomy) -> bool {
         let labels = |taxonomy: &Taxonomy| -> Vec<_> {
             let heads = taxonomy.heads().iter();
             heads
@@ -240,11 +239,28 @@ impl Base {
                 })
                 .collect()
         };
-        if self.taxonomy.as_ref().map(labels) != Some(labels(taxonomy)) {
+        self.taxonomy.as_ref().map(labels) == Some(labels(taxonomy))
+    }
+
+    /// Checks that this model's weights can be averaged with `parameters`.
+    fn check_alike(&self, parameters: &Parameters, taxonomy: &Taxonomy) -> Result<()> {
+        if !self.has_labels_of(taxonomy) {
+            return Err(self.tensors.invalid(
+                "not the heads and labels of this run, so that they cannot be averaged".to_owned(),
+            ));
+        }
+        let mut all = parameters.all.iter();
+        all.try_for_each(|parameter| self.tensors.like(parameter).map(drop))
+    }
+
+    /// Lets the heads start from a bundle's, where that has the same heads with
+    /// the same labels; says whether it has.
+    fn set_heads(&self, parameters: &mut Parameters, taxonomy: &Taxonomy) -> Result<bool> {
+        if !self.has_labels_of(taxonomy) {
             return Ok(false);
         }
         for parameter in parameters.all.iter_mut().filter(|p| p.is_head) {
-            parameter.value = self.tensors.values(&parameter.name, &parameter.shape)?;
+            parameter.value = values(self.tensors.like(parameter)?)?;
             parameter.average.clone_from(&parameter.value);
         }
         parameters.refresh()?;
@@ -270,8 +286,8 @@ pub(crate) struct TrainingData<'a> {
     pub(crate) dev: &'a [LabelledReport],
     /// Identifies data and base in the checkpoint.
     pub(crate) fingerprint: String,
-    /// Weights of other models, to be averaged with this run's.
-    pub(crate) average_with: &'a [PathBuf],
+    /// Other models, whose weights are averaged with this run's.
+    pub(crate) average_with: &'a [Base],
 }
 
 struct Trainer<'a> {
@@ -321,6 +337,9 @@ pub(crate) fn fine_tune(
     )?;
     if !base.set_heads(&mut parameters, taxonomy)? {
         set_prior(&mut parameters, taxonomy, data.train);
+    }
+    for model in data.average_with {
+        model.check_alike(&parameters, taxonomy)?;
     }
     let pools = (0..options.threads.max(1))
         .map(|_| {
@@ -511,21 +530,21 @@ impl Trainer<'_> {
         })?;
         let runs = self.data.average_with;
         let share = 1.0 / (1 + runs.len()) as f32;
-        let weighed = |values: &[f32]| values.iter().map(|value| value * share).collect();
-        let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = parameters
-            .all
-            .iter()
-            .map(|p| {
-                let values = if p.is_trained() { &p.average } else { &p.value };
-                (p.name.clone(), p.shape.clone(), weighed(values))
-            })
-            .collect();
-        for path in runs {
-            let others = Tensors::read(path.clone())?;
-            for (name, shape, sum) in &mut tensors {
-                let other = others.values(name, shape)?;
-                add(sum, other.iter().map(|value| value * share));
+        let weighed =
+            |values: &[f32]| -> Vec<f32> { values.iter().map(|value| value * share).collect() };
+        let mut tensors = Vec::new();
+        for p in &parameters.all {
+            let ours = if p.is_trained() { &p.average } else { &p.value };
+            let mut sum = weighed(ours);
+            for model in runs {
+                for (sum, other) in sum
+                    .iter_mut()
+                    .zip(weighed(&values(model.tensors.like(p)?)?))
+                {
+                    *sum += other;
+                }
             }
+            tensors.push((p.name.clone(), p.shape.clone(), sum));
         }
         Ok(Trained {
             tensors,
@@ -801,12 +820,6 @@ fn schedule(done: f64, warmup: f64) -> f32 {
         (1.0 - done) / (1.0 - warmup).max(1e-9)
     };
     factor.clamp(0.0, 1.0) as f32
-}
-
-fn add(sum: &mut [f32], values: impl Iterator<Item = f32>) {
-    sum.iter_mut()
-        .zip(values)
-        .for_each(|(sum, value)| *sum += value);
 }
 
 /// The score of each head by its kind. Heads without known targets are left out.
