@@ -25,11 +25,12 @@ fn main() {
         paths.sort();
         for path in paths {
             let name = path.file_name().unwrap_or_default();
+            // Relative to the package, so that a build folder can be moved with it.
+            let name = name.to_string_lossy();
+            let place = format!("/{MODEL}/{name}");
             writeln!(
                 files,
-                "    ({:?}, include_bytes!({:?})),",
-                name.to_string_lossy(),
-                path.to_string_lossy()
+                "    ({name:?}, include_bytes!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {place:?}))),"
             )
             .expect("a string can be written to");
         }
