@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The baseline to beat: TF-IDF and logistic regression, one model a head.
 
-Trained on fixtures/reports.train.jsonl, measured on fixtures/reports.dev.jsonl or another
-labelled file (--dev reports.other-writers.dev):
+Trained on fixtures/reports.train.jsonl, measured on fixtures/reports.dev.jsonl or other
+labelled files (--dev reports.other-writers.dev reports.more-writers.dev):
 
     python benches/baseline/tfidf.py               # reports only
     python benches/baseline/tfidf.py --snippets    # reports and snippets
@@ -115,12 +115,31 @@ def f1(truth, predicted, average):
 
 
 def evaluate(train, dev, c, jobs):
-    features, dev_features = vectorize([row["text"] for row in train], [row["text"] for row in dev])
+    """Figures by file of dev reports, of models that are fitted once."""
+    rows = [row for rows in dev.values() for row in rows]
+    features, dev_features = vectorize([row["text"] for row in train], [row["text"] for row in rows])
     binarizer = MultiLabelBinarizer()
     areas = binarizer.fit_transform([row["risk_areas"] for row in train])
-    truth = binarizer.transform([row["risk_areas"] for row in dev])
-
+    truth = binarizer.transform([row["risk_areas"] for row in rows])
     probabilities = predict_areas(features, areas, dev_features, c["areas"], jobs)
+
+    def one_head(head):
+        known, values = head_rows(train, head)
+        model = fit(features[known], values, c["heads"])
+        return model.predict_proba(dev_features)[:, 1] if head == "danger" else model.predict(dev_features)
+
+    predicted = dict(zip(HEADS, Parallel(n_jobs=jobs)(delayed(one_head)(head) for head in HEADS)))
+    expected = {head: np.array([row[head] for row in rows]) for head in HEADS}
+    measured, start = {}, 0
+    for name, part in dev.items():
+        of_file = slice(start, start + len(part))
+        start += len(part)
+        heads = {head: (expected[head][of_file], predicted[head][of_file]) for head in HEADS}
+        measured[name] = measure(truth[of_file], probabilities[of_file], heads, binarizer.classes_.tolist())
+    return features.shape[1], measured
+
+
+def measure(truth, probabilities, heads, areas):
     tuned = cross_fitted(truth, probabilities)
     half = probabilities >= 0.5
     figures = {
@@ -129,23 +148,14 @@ def evaluate(train, dev, c, jobs):
         "macro_f1": f1(truth, tuned, "macro"),
         "micro_f1": f1(truth, tuned, "micro"),
         "mean_average_precision": float(average_precision_score(truth, probabilities, average="macro")),
+        "severity_quadratic_weighted_kappa": float(cohen_kappa_score(*heads["severity"], weights="quadratic")),
     }
-
-    def one_head(head):
-        known, values = head_rows(train, head)
-        model = fit(features[known], values, c["heads"])
-        return model.predict_proba(dev_features)[:, 1] if head == "danger" else model.predict(dev_features)
-
-    predicted = dict(zip(HEADS, Parallel(n_jobs=jobs)(delayed(one_head)(head) for head in HEADS)))
-    expected = {head: np.array([row[head] for row in dev]) for head in HEADS}
-    figures["severity_quadratic_weighted_kappa"] = float(
-        cohen_kappa_score(expected["severity"], predicted["severity"], weights="quadratic")
-    )
     for head in ("severity", "report_type", "sector", "harm"):
-        figures[f"{head}_accuracy"] = float((expected[head] == predicted[head]).mean())
-    figures["danger_average_precision"] = float(average_precision_score(expected["danger"], predicted["danger"]))
-    per_label = dict(zip(binarizer.classes_.tolist(), f1_score(truth, tuned, average=None, zero_division=0).tolist()))
-    return {"features": features.shape[1], "figures": figures, "f1_by_area": per_label}
+        expected, predicted = heads[head]
+        figures[f"{head}_accuracy"] = float((expected == predicted).mean())
+    figures["danger_average_precision"] = float(average_precision_score(*heads["danger"]))
+    per_label = dict(zip(areas, f1_score(truth, tuned, average=None, zero_division=0).tolist()))
+    return {"figures": figures, "f1_by_area": per_label}
 
 
 def search(reports, extra, jobs):
@@ -171,8 +181,8 @@ def search(reports, extra, jobs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--snippets", action="store_true", help="train on snippets.train.jsonl as well")
-    parser.add_argument("--other-writers", action="store_true", help="and on reports.other-writers.train.jsonl")
-    parser.add_argument("--dev", default="reports.dev", metavar="NAME", help="the file in fixtures to measure on (default %(default)s)")
+    parser.add_argument("--other-writers", action="store_true", help="and on reports.other-writers.train.jsonl and reports.more-writers.train.jsonl")
+    parser.add_argument("--dev", nargs="+", default=["reports.dev"], metavar="NAME", help="files in fixtures to measure on (default reports.dev)")
     parser.add_argument("--share", type=float, default=1.0, help="train on this share of each file, evenly spread: for a learning curve")
     parser.add_argument("--c-areas", type=float, default=30.0, help="inverse regularisation of the risk areas (default %(default)s)")
     parser.add_argument("--c-heads", type=float, default=30.0, help="the same for the other heads (default %(default)s)")
@@ -184,7 +194,7 @@ def main():
     started = time.monotonic()
     reports = read("reports.train")
     if arguments.other_writers:
-        reports += read("reports.other-writers.train")
+        reports += read("reports.other-writers.train") + read("reports.more-writers.train")
     extra = read("snippets.train") if arguments.snippets else []
     step = round(1 / arguments.share)
     reports, extra = reports[::step], extra[::step]
@@ -198,18 +208,21 @@ def main():
         return
 
     chosen = {"areas": arguments.c_areas, "heads": arguments.c_heads}
-    result = evaluate(reports + extra, read(arguments.dev), chosen, arguments.jobs)
-    result = {"trained_on": {"reports": len(reports), "snippets": len(extra)}, "c": chosen} | result
-    result["seconds"] = round(time.monotonic() - started, 1)
+    dev = {name: read(name) for name in arguments.dev}
+    features, measured = evaluate(reports + extra, dev, chosen, arguments.jobs)
+    seconds = round(time.monotonic() - started, 1)
     if arguments.json:
-        print(json.dumps(result))
+        trained_on = {"reports": len(reports), "snippets": len(extra)}
+        print(json.dumps({"trained_on": trained_on, "c": chosen, "features": features, "dev": measured, "seconds": seconds}))
         return
-    print(f"{len(reports)} reports and {len(extra)} snippets, {result['features']} features, {result['seconds']} s")
-    for name, value in result["figures"].items():
-        print(f"{name:36} {value:.3f}")
-    print("\nF1 by risk area, cross-fitted thresholds")
-    for name, value in result["f1_by_area"].items():
-        print(f"{name:36} {value:.3f}")
+    print(f"{len(reports)} reports and {len(extra)} snippets, {features} features, {seconds} s")
+    for name, result in measured.items():
+        print(f"\n{name}")
+        for figure, value in result["figures"].items():
+            print(f"{figure:36} {value:.3f}")
+        print("\nF1 by risk area, cross-fitted thresholds")
+        for area, value in result["f1_by_area"].items():
+            print(f"{area:36} {value:.3f}")
 
 
 if __name__ == "__main__":
