@@ -27,6 +27,7 @@ fn linear(inputs: usize, outputs: usize, precision: Precision) -> Linear {
         &weight,
         numbers(outputs),
         inputs,
+        &[],
         precision,
     )
     .expect("the shapes fit")

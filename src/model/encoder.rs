@@ -12,6 +12,11 @@ use rayon::ThreadPool;
 use rten_simd::SimdOp;
 use std::cell::RefCell;
 
+/// The last part of the name of a tensor `[inputs]` that a bundle may have beside
+/// the weights of a linear layer: the largest magnitude that each of its inputs
+/// took on training texts.
+pub(crate) const INPUT_MAGNITUDES: &str = "input_magnitudes";
+
 /// Buffers of one thread. They grow to the longest window seen and are then
 /// reused, so that the steady state allocates nothing.
 ///
@@ -185,10 +190,16 @@ impl Encoder {
                 bias: weights.f32(&format!("{name}.bias"), &[width])?,
             })
         };
+        let magnitudes = |name: &str, inputs: usize| -> Result<Vec<f32>> {
+            let name = format!("{name}.{INPUT_MAGNITUDES}");
+            let known = weights.has(&name).then(|| weights.f32(&name, &[inputs]));
+            Ok(known.transpose()?.unwrap_or_default())
+        };
         let linear = |name: &str, inputs: usize, outputs: usize| -> Result<Linear> {
             let weight = weights.f32(&format!("{name}.weight"), &[outputs, inputs])?;
             let bias = weights.f32(&format!("{name}.bias"), &[outputs])?;
-            Linear::new(&gemm, &weight, bias, inputs, precision)
+            let magnitudes = magnitudes(name, inputs)?;
+            Linear::new(&gemm, &weight, bias, inputs, &magnitudes, precision)
         };
         let mut positions = weights.f32(
             "embeddings.position_embeddings.weight",
@@ -208,13 +219,21 @@ impl Encoder {
         for index in 0..config.num_hidden_layers {
             let layer = format!("encoder.layer.{index}");
             let (mut weight, mut bias) = (Vec::new(), Vec::new());
+            let attention = format!("{layer}.attention.self");
             for part in ["query", "key", "value"] {
-                let name = format!("{layer}.attention.self.{part}");
+                let name = format!("{attention}.{part}");
                 weight.extend(weights.f32(&format!("{name}.weight"), &[width, width])?);
                 bias.extend(weights.f32(&format!("{name}.bias"), &[width])?);
             }
             layers.push(Layer {
-                qkv: Linear::new(&gemm, &weight, bias, width, precision)?,
+                qkv: Linear::new(
+                    &gemm,
+                    &weight,
+                    bias,
+                    width,
+                    &magnitudes(&attention, width)?,
+                    precision,
+                )?,
                 attention_output: linear(&format!("{layer}.attention.output.dense"), width, width)?,
                 attention_norm: norm(&format!("{layer}.attention.output.LayerNorm"))?,
                 intermediate: linear(

@@ -6,7 +6,8 @@
 //! without handing work to other threads.
 
 use super::ops::{
-    Activation, BiasActivation, Dequantise, DequantiseRows, QuantiseRows, QuantisedRows, Requantise,
+    Activation, BiasActivation, Dequantise, DequantiseRows, QuantiseRows, QuantisedRows,
+    Requantise, Rounding,
 };
 use crate::error::{Error, ErrorKind, Result};
 use rten_gemm::{GemmError, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
@@ -73,16 +74,26 @@ pub struct Gemm {
 }
 
 impl Gemm {
-    /// Rounds `x` `[rows, width]` into `input`.
-    fn quantise(&mut self, x: &[f32], rows: usize) {
-        let width = x.len() / rows.max(1);
-        self.input.reserve(rows, width);
+    /// Rounds `x` `[rows, inputs]` into `input`, as `weight` wants it.
+    fn quantise(&mut self, x: &[f32], rows: usize, weight: &Int8Weight) {
+        self.input.reserve(rows, weight.factors.len());
         QuantiseRows {
             values: x,
-            width,
+            rounding: weight.rounding(),
             quantised: &mut self.input,
         }
         .dispatch();
+    }
+
+    /// The largest whole numbers that inputs and weights are rounded to.
+    fn int8_limits(&self) -> (f32, f32) {
+        if self.int8.may_saturate() {
+            // Without VNNI the kernel adds pairs of products in 16 bits. An
+            // input may come out one above its limit: 2 * 182 * 90 = 32,760.
+            (181.0, 90.0)
+        } else {
+            (255.0, 127.0)
+        }
     }
 
     /// `out = a @ b` for unpacked operands.
@@ -131,9 +142,42 @@ struct Int8Weight {
     /// what the zero point adds to the product. It is subtracted here since
     /// rten-gemm 0.27.0 takes the zero points of the first rows for all.
     sums: Vec<i32>,
+    /// What each input is multiplied by before it is rounded; its weights are
+    /// divided by the same.
+    factors: Vec<f32>,
+    /// The largest whole number that an input is rounded to.
+    input_limit: f32,
 }
 
 impl Int8Weight {
+    /// Rounds and packs `weight` `[outputs, inputs]`.
+    fn new(gemm: &Gemm, weight: &[f32], inputs: usize, magnitudes: &[f32]) -> Result<Self> {
+        let (input_limit, limit) = gemm.int8_limits();
+        let factors = shared_rounding(weight, inputs, magnitudes);
+        let (quantised, scales) = quantise_weight(weight, &factors, limit);
+        let shape = [inputs, scales.len()];
+        let view = Matrix::from_slice_with_strides(shape, &quantised, [1, inputs])
+            .map_err(|_| refused(GemmError::KSizeMismatch))?;
+        let sums = quantised
+            .chunks_exact(inputs)
+            .map(|row| row.iter().map(|x| i32::from(*x)).sum())
+            .collect();
+        Ok(Self {
+            weight: gemm.int8.prepack_b(view),
+            scales,
+            sums,
+            factors,
+            input_limit,
+        })
+    }
+
+    fn rounding(&self) -> Rounding<'_> {
+        Rounding {
+            factors: &self.factors,
+            limit: self.input_limit,
+        }
+    }
+
     /// `sums` `[rows, outputs]` of rounded rows and weights, zero points still
     /// in them.
     fn product(
@@ -196,7 +240,7 @@ pub fn feed_forward(
         match (&inner.weight, &outer.weight) {
             (Packed::Int8(first), Packed::Int8(second)) => {
                 let width = inner.outputs();
-                gemm.quantise(x, rows);
+                gemm.quantise(x, rows, first);
                 let sums = grown(&mut gemm.sums, rows * width);
                 first.product(&gemm.int8, &gemm.input, rows, sums)?;
                 gemm.inner.reserve(rows, width);
@@ -204,6 +248,7 @@ pub fn feed_forward(
                     from: first.dequantise(sums, &gemm.input, &inner.bias, Activation::Gelu),
                     rows,
                     row: grown(&mut gemm.inner_row, width),
+                    rounding: second.rounding(),
                     into: &mut gemm.inner,
                 }
                 .dispatch();
@@ -224,12 +269,15 @@ pub fn feed_forward(
 
 impl Linear {
     /// Packs `weight` `[outputs, inputs]` for the kernels of this machine;
-    /// `bias` has one value an output.
+    /// `bias` has one value an output. `magnitudes` has the largest magnitude
+    /// that each input takes, or is empty where that isn't known; int8 shares
+    /// the loss by rounding between inputs and weights by it.
     pub fn new(
         gemm: &Gemm,
         weight: &[f32],
         bias: Vec<f32>,
         inputs: usize,
+        magnitudes: &[f32],
         precision: Precision,
     ) -> Result<Self> {
         let outputs = bias.len();
@@ -238,27 +286,7 @@ impl Linear {
             Precision::F32 => {
                 Packed::F32(gemm.float.prepack_b(matrix(weight, shape, [1, inputs])?))
             }
-            Precision::Int8 => {
-                // Without VNNI the kernel adds pairs of products in 16 bits:
-                // 2 * 255 * 64 = 32,640 fits, 2 * 255 * 127 would saturate.
-                let limit = if gemm.int8.may_saturate() {
-                    64.0
-                } else {
-                    127.0
-                };
-                let (quantised, scales) = quantise_weight(weight, inputs, limit);
-                let view = Matrix::from_slice_with_strides(shape, &quantised, [1, inputs])
-                    .map_err(|_| refused(GemmError::KSizeMismatch))?;
-                let sums = quantised
-                    .chunks_exact(inputs)
-                    .map(|row| row.iter().map(|x| i32::from(*x)).sum())
-                    .collect();
-                Packed::Int8(Int8Weight {
-                    weight: gemm.int8.prepack_b(view),
-                    scales,
-                    sums,
-                })
-            }
+            Precision::Int8 => Packed::Int8(Int8Weight::new(gemm, weight, inputs, magnitudes)?),
         };
         Ok(Self { weight, bias })
     }
@@ -297,7 +325,7 @@ impl Linear {
                 .dispatch();
             }
             Packed::Int8(weight) => {
-                gemm.quantise(x, rows);
+                gemm.quantise(x, rows, weight);
                 let sums = grown(&mut gemm.sums, rows * self.outputs());
                 weight.product(&gemm.int8, &gemm.input, rows, sums)?;
                 let from = weight.dequantise(sums, &gemm.input, &self.bias, activation);
@@ -308,18 +336,39 @@ impl Linear {
     }
 }
 
-/// Rounds each row of `weight` to whole numbers of at most `limit`, with one
-/// scale a row.
-fn quantise_weight(weight: &[f32], inputs: usize, limit: f32) -> (Vec<i8>, Vec<f32>) {
+/// For each input the factor that makes it and its weights equally hard to
+/// round: the square root of its largest weight over its largest magnitude
+/// (SmoothQuant with an exponent of 1/2, Xiao et al. 2023). Ones where the
+/// magnitudes aren't known.
+fn shared_rounding(weight: &[f32], inputs: usize, magnitudes: &[f32]) -> Vec<f32> {
+    let mut largest = vec![0.0_f32; inputs];
+    for row in weight.chunks_exact(inputs) {
+        for (largest, weight) in largest.iter_mut().zip(row) {
+            *largest = largest.max(weight.abs());
+        }
+    }
+    let known = magnitudes.iter().copied().map(Some);
+    largest
+        .iter()
+        .zip(known.chain(std::iter::repeat(None)))
+        .map(|(weight, magnitude)| match magnitude {
+            Some(magnitude) if magnitude > 0.0 && *weight > 0.0 => (weight / magnitude).sqrt(),
+            _ => 1.0,
+        })
+        .collect()
+}
+
+/// Divides each column of `weight` by its factor and rounds each row to whole
+/// numbers of at most `limit`, with one scale a row.
+fn quantise_weight(weight: &[f32], factors: &[f32], limit: f32) -> (Vec<i8>, Vec<f32>) {
+    let inputs = factors.len();
     let mut quantised = Vec::with_capacity(weight.len());
     let mut scales = Vec::with_capacity(weight.len() / inputs.max(1));
     for row in weight.chunks_exact(inputs) {
-        let largest = row.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        let row = || row.iter().zip(factors).map(|(x, factor)| x / factor);
+        let largest = row().fold(0.0_f32, |max, x| max.max(x.abs()));
         let scale = (largest / limit).max(f32::MIN_POSITIVE);
-        quantised.extend(
-            row.iter()
-                .map(|x| (x / scale).round_ties_even().clamp(-limit, limit) as i8),
-        );
+        quantised.extend(row().map(|x| (x / scale).round_ties_even().clamp(-limit, limit) as i8));
         scales.push(scale);
     }
     (quantised, scales)
@@ -361,7 +410,7 @@ mod tests {
         }
         let mut gemm = Gemm::default();
         let mut results = [Precision::F32, Precision::Int8].map(|precision| {
-            let linear = Linear::new(&gemm, &w, b.clone(), inputs, precision).unwrap();
+            let linear = Linear::new(&gemm, &w, b.clone(), inputs, &[], precision).unwrap();
             let mut out = vec![0.0; rows * outputs];
             linear
                 .forward(&mut gemm, &x, rows, Activation::None, &mut out)
@@ -411,6 +460,7 @@ mod tests {
             &vec![1.0; inputs],
             vec![0.0],
             inputs,
+            &[],
             Precision::Int8,
         )
         .unwrap();
@@ -419,5 +469,41 @@ mod tests {
             .forward(&mut gemm, &vec![1.0; inputs], 1, Activation::None, &mut out)
             .unwrap();
         assert!((out[0] - inputs as f32).abs() < 1e-3, "{}", out[0]);
+    }
+
+    #[test]
+    fn known_magnitudes_make_int8_more_exact() {
+        let (rows, inputs, outputs) = (16, 384, 96);
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(11);
+        let mut x = random(&mut rng, rows * inputs);
+        let w = random(&mut rng, outputs * inputs);
+        // A few inputs that are far larger than the others, as in a trained encoder.
+        for row in x.chunks_exact_mut(inputs) {
+            row[7] *= 40.0;
+            row[200] *= 15.0;
+        }
+        let mut magnitudes = vec![0.0_f32; inputs];
+        for row in x.chunks_exact(inputs) {
+            for (largest, x) in magnitudes.iter_mut().zip(row) {
+                *largest = largest.max(x.abs());
+            }
+        }
+        let mut gemm = Gemm::default();
+        let mut forward = |magnitudes: &[f32], precision| {
+            let bias = vec![0.0; outputs];
+            let linear = Linear::new(&gemm, &w, bias, inputs, magnitudes, precision).unwrap();
+            let mut out = vec![0.0; rows * outputs];
+            linear
+                .forward(&mut gemm, &x, rows, Activation::None, &mut out)
+                .unwrap();
+            out
+        };
+        let exact = forward(&[], Precision::F32);
+        let [without, with] = [&[][..], &magnitudes].map(|magnitudes| {
+            let rounded = forward(magnitudes, Precision::Int8);
+            let squares = exact.iter().zip(&rounded).map(|(a, b)| (a - b).powi(2));
+            squares.sum::<f32>().sqrt()
+        });
+        assert!(with < 0.6 * without, "{with} {without}");
     }
 }

@@ -79,6 +79,7 @@ impl Heads {
                 &projection,
                 weights.f32("label_attention.projection.bias", &[attention_size])?,
                 hidden_size,
+                &[],
                 // The heads are a small share of the work and decide the
                 // answer, so they stay exact.
                 Precision::F32,

@@ -21,6 +21,7 @@ pub(crate) mod weights;
 pub use bundle::{BundleFiles, BundleParts, Manifest, NamedTensor, TensorType};
 pub(crate) use bundle::{MANIFEST, Model};
 pub use config::{EncoderConfig, WindowConfig};
+pub(crate) use encoder::INPUT_MAGNITUDES;
 pub use encoder::{Encoder, Scratch};
 pub use gemm::Precision;
 #[cfg(feature = "hub")]

@@ -237,11 +237,20 @@ impl QuantisedRows {
     }
 }
 
-/// Rounds each row of `values` `[rows, width]` into `quantised`, which has the
-/// room for them.
+/// How rows are rounded to u8.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounding<'a> {
+    /// What each column is multiplied by before.
+    pub factors: &'a [f32],
+    /// The largest whole number; a value may come out one above it.
+    pub limit: f32,
+}
+
+/// Rounds each row of `values` `[rows, rounding.factors.len()]` into
+/// `quantised`, which has the room for them.
 pub(crate) struct QuantiseRows<'a> {
     pub values: &'a [f32],
-    pub width: usize,
+    pub rounding: Rounding<'a>,
     pub quantised: &'a mut QuantisedRows,
 }
 
@@ -250,49 +259,68 @@ impl SimdOp for QuantiseRows<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let rows = self.values.chunks_exact(self.width);
+        let rows = self.values.chunks_exact(self.rounding.factors.len());
         for (index, row) in rows.enumerate() {
-            quantise_row(isa, row, index, self.quantised);
+            quantise_row(isa, row, self.rounding, index, self.quantised);
         }
     }
 }
 
 #[inline(always)]
-fn quantise_row<I: Isa>(isa: I, row: &[f32], index: usize, into: &mut QuantisedRows) {
+fn quantise_row<I: Isa>(
+    isa: I,
+    row: &[f32],
+    rounding: Rounding,
+    index: usize,
+    into: &mut QuantisedRows,
+) {
     let (ops, int_ops) = (isa.f32(), isa.i32());
-    let width = row.len();
+    let (width, limit) = (row.len(), rounding.limit);
+    let factors = &rounding.factors[..width];
     // Zero itself must be exact, so it belongs to the range.
     let (mut low, mut high) = (ops.zero(), ops.zero());
-    let mut chunks = row.chunks_exact(ops.len());
-    for chunk in &mut chunks {
-        let x = ops.load(chunk);
+    let lanes = ops.len();
+    let whole = width / lanes * lanes;
+    let mut at = 0;
+    while at < whole {
+        let x = ops.mul(ops.load(&row[at..]), ops.load(&factors[at..]));
         (low, high) = (ops.min(low, x), ops.max(high, x));
+        at += lanes;
     }
-    let rest = ops.load_pad(chunks.remainder()).0;
+    let rest = ops.mul(
+        ops.load_pad(&row[whole..]).0,
+        ops.load_pad(&factors[whole..]).0,
+    );
     let min = halved(ops.min(low, rest), f32::min);
     let max = largest(ops.max(high, rest));
-    let step = ((max - min) / 255.0).max(f32::MIN_POSITIVE);
+    let step = ((max - min) / limit).max(f32::MIN_POSITIVE);
     let inverse = step.recip();
-    let zero = (-min * inverse).round_ties_even().clamp(0.0, 255.0);
+    let zero = (-min * inverse).round_ties_even().clamp(0.0, limit);
     into.zero_points[index] = zero as u8;
     into.scales[index] = step;
 
-    let lanes = ops.len() * 4;
+    let lanes = lanes * 4;
     let inverse_vec = ops.splat(inverse);
     let zero_vec = int_ops.splat(zero as i32);
     let mut chunks = row.chunks_exact(lanes);
+    let mut factor_chunks = factors.chunks_exact(lanes);
     let mut out = into.values[index * width..(index + 1) * width].chunks_exact_mut(lanes);
-    for (chunk, out) in (&mut chunks).zip(&mut out) {
-        let rounded = ops.load_many::<4>(chunk).map(
+    for ((chunk, factors), out) in (&mut chunks).zip(&mut factor_chunks).zip(&mut out) {
+        let (x, factors) = (ops.load_many::<4>(chunk), ops.load_many::<4>(factors));
+        let rounded: [I::I32; 4] = std::array::from_fn(
             #[inline(always)]
-            |x| int_ops.add(ops.to_int_round(ops.mul(x, inverse_vec)), zero_vec),
+            |n| {
+                let x = ops.mul(ops.mul(x[n], factors[n]), inverse_vec);
+                int_ops.add(ops.to_int_round(x), zero_vec)
+            },
         );
         let low = int_ops.narrow_saturate(rounded[0], rounded[1]);
         let high = int_ops.narrow_saturate(rounded[2], rounded[3]);
         isa.u8().store(isa.i16().narrow_saturate(low, high), out);
     }
-    for (x, out) in chunks.remainder().iter().zip(out.into_remainder()) {
-        *out = ((x * inverse).round_ties_even() + zero) as u8;
+    let rest = chunks.remainder().iter().zip(factor_chunks.remainder());
+    for ((x, factor), out) in rest.zip(out.into_remainder()) {
+        *out = ((x * factor * inverse).round_ties_even() + zero) as u8;
     }
 }
 
@@ -402,6 +430,7 @@ pub(crate) struct Requantise<'a> {
     pub rows: usize,
     /// Room for one row.
     pub row: &'a mut [f32],
+    pub rounding: Rounding<'a>,
     /// Has the room for all rows.
     pub into: &'a mut QuantisedRows,
 }
@@ -413,7 +442,7 @@ impl SimdOp for Requantise<'_> {
     fn eval<I: Isa>(self, isa: I) {
         for index in 0..self.rows {
             self.from.row(isa, index, self.row);
-            quantise_row(isa, self.row, index, self.into);
+            quantise_row(isa, self.row, self.rounding, index, self.into);
         }
     }
 }

@@ -78,6 +78,11 @@ impl<'a> Weights<'a> {
         Ok(tensor.shape().first().copied().unwrap_or(0))
     }
 
+    /// Whether there is such a tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.find(name).is_ok()
+    }
+
     fn find(&self, name: &str) -> Result<(String, TensorView<'a>)> {
         let prefixed = format!("{}{name}", self.prefix);
         for full in [prefixed, name.to_owned()] {

@@ -91,6 +91,21 @@ impl Network {
         layers: Range<usize>,
         regularisation: Option<Regularisation>,
     ) -> Result<Tensor> {
+        let unseen = &mut |_: String, _: &Tensor| Ok(());
+        self.encode_seen(values, batch, layers, regularisation, unseen)
+    }
+
+    /// Like [`Network::encode`], and shows `see` what goes into each linear
+    /// layer, `[tokens, inputs]`, under the name of the layer's weights. Queries,
+    /// keys and values have one input.
+    fn encode_seen(
+        &self,
+        values: &Values,
+        batch: &Batch,
+        layers: Range<usize>,
+        regularisation: Option<Regularisation>,
+        see: &mut dyn FnMut(String, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let device = values.device();
         let eps = self.encoder.layer_norm_eps;
         let dropout = regularisation.map_or(0.0, |r| r.dropout);
@@ -122,20 +137,40 @@ impl Network {
         };
         for layer in layers {
             let name = |part: &str| format!("encoder.layer.{layer}.{part}");
+            see(name("attention.self"), &x)?;
             let q = project(values, &name("attention.self.query"), &x)?;
             let k = project(values, &name("attention.self.key"), &x)?;
             let v = project(values, &name("attention.self.value"), &x)?;
             let heads = self.encoder.num_attention_heads;
             let context = ops::attention(&q, &k, &v, heads, &batch.windows)?;
+            see(name("attention.output.dense"), &context)?;
             let attended = project(values, &name("attention.output.dense"), &context)?;
             let sum = ops::add_dropout(&x, &attended, dropout, seed(2 * layer + 1))?;
             let x1 = norm(values, &name("attention.output.LayerNorm"), &sum, eps)?;
+            see(name("intermediate.dense"), &x1)?;
             let inner = ops::gelu(&project(values, &name("intermediate.dense"), &x1)?)?;
+            see(name("output.dense"), &inner)?;
             let outer = project(values, &name("output.dense"), &inner)?;
             let sum = ops::add_dropout(&x1, &outer, dropout, seed(2 * layer + 2))?;
             x = norm(values, &name("output.LayerNorm"), &sum, eps)?;
         }
         Ok(x)
+    }
+
+    /// The largest magnitude of each input of each of the encoder's linear layers
+    /// over a batch, by the layer's name.
+    pub(crate) fn input_magnitudes(
+        &self,
+        values: &Values,
+        batch: &Batch,
+    ) -> Result<Vec<(String, Vec<f32>)>> {
+        let mut magnitudes = Vec::new();
+        let layers = 0..self.encoder.num_hidden_layers;
+        self.encode_seen(values, batch, layers, None, &mut |name, x| {
+            magnitudes.push((name, x.abs()?.max(0)?.to_vec1()?));
+            Ok(())
+        })?;
+        Ok(magnitudes)
     }
 
     /// Logits and label-attention scores. The heads run on the CPU whatever the

@@ -12,6 +12,18 @@ pub(crate) struct Values {
 }
 
 impl Values {
+    /// Tensors of given names, shapes and values.
+    pub(crate) fn new(tensors: &[(String, Vec<usize>, Vec<f32>)], device: &Device) -> Result<Self> {
+        let tensor = |(name, shape, values): &(String, Vec<usize>, Vec<f32>)| {
+            let tensor = Tensor::from_slice(values, shape.as_slice(), device)?;
+            Ok((name.clone(), tensor))
+        };
+        Ok(Self {
+            tensors: tensors.iter().map(tensor).collect::<Result<_>>()?,
+            device: device.clone(),
+        })
+    }
+
     pub(crate) fn get(&self, name: &str) -> Result<Tensor> {
         self.tensors.get(name).cloned().ok_or_else(|| {
             Error::new(

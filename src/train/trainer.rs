@@ -10,7 +10,7 @@ use super::parameters::{AdamW, Parameter, Parameters, Values};
 use super::{kernels, metrics, ops};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::{EncoderConfig, WindowConfig};
-use crate::model::{BundleFiles, MANIFEST};
+use crate::model::{BundleFiles, INPUT_MAGNITUDES, MANIFEST};
 use crate::taxonomy::{HeadKind, Taxonomy};
 use candle_core::safetensors::Load as _;
 use candle_core::{DType, Device, Tensor};
@@ -43,6 +43,9 @@ pub struct StepReport {
     /// Seconds until the last epoch's end at this pace.
     pub seconds_left: f64,
 }
+
+/// Training texts that the magnitudes of the encoder's inputs are taken from.
+const MAGNITUDE_TEXTS: usize = 512;
 
 /// What happens during training, for progress displays and logs.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -546,6 +549,8 @@ impl Trainer<'_> {
             }
             tensors.push((p.name.clone(), p.shape.clone(), sum));
         }
+        let magnitudes = self.input_magnitudes(&Values::new(&tensors, fixed.device())?)?;
+        tensors.extend(magnitudes);
         Ok(Trained {
             tensors,
             best_epoch: progress.best.map_or(progress.epoch, |(_, epoch)| epoch),
@@ -748,10 +753,7 @@ impl Trainer<'_> {
 
     /// Encoder logits of each report, in order.
     fn predict(&self, values: &Values, reports: &[LabelledReport]) -> Result<Vec<Vec<f32>>> {
-        let whole = Network {
-            first_layer: 0,
-            ..self.network.clone()
-        };
+        let whole = self.whole_network();
         self.in_groups(reports, |group| {
             let batch = self.batcher.pack(group, None).batch;
             Ok(whole
@@ -759,6 +761,48 @@ impl Trainer<'_> {
                 .logits
                 .to_vec2::<f32>()?)
         })
+    }
+
+    /// What [`Network::input_magnitudes`] gives over a sample of the training
+    /// texts, as tensors of the bundle: int8 needs to know them.
+    fn input_magnitudes(&self, values: &Values) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+        let whole = self.whole_network();
+        let step = self.data.train.len().div_ceil(MAGNITUDE_TEXTS).max(1);
+        let sample: Vec<LabelledReport> = self.data.train.iter().step_by(step).cloned().collect();
+        let groups = self.in_groups(&sample, |group| {
+            let batch = self.batcher.pack(group, None).batch;
+            Ok(vec![whole.input_magnitudes(values, &batch)?])
+        })?;
+        let mut largest: Vec<(String, Vec<f32>)> = Vec::new();
+        for group in groups {
+            if largest.is_empty() {
+                largest = group;
+                continue;
+            }
+            for ((_, largest), (_, more)) in largest.iter_mut().zip(group) {
+                for (largest, more) in largest.iter_mut().zip(more) {
+                    *largest = largest.max(more);
+                }
+            }
+        }
+        Ok(largest
+            .into_iter()
+            .map(|(name, values)| {
+                (
+                    format!("{name}.{INPUT_MAGNITUDES}"),
+                    vec![values.len()],
+                    values,
+                )
+            })
+            .collect())
+    }
+
+    /// The network with its frozen layers.
+    fn whole_network(&self) -> Network {
+        Network {
+            first_layer: 0,
+            ..self.network.clone()
+        }
     }
 
     /// Hidden states of every training text after the frozen layers.
