@@ -67,6 +67,7 @@ fn workshop() -> tempfile::TempDir {
 fn job(dir: &Path, output: &str) -> TrainJob {
     TrainJob {
         data: vec![dir.join("train.jsonl")],
+        lexical_data: Vec::new(),
         dev: vec![dir.join("dev.jsonl")],
         taxonomy: dir.join("topics.toml"),
         base: dir.join("base"),
@@ -191,6 +192,63 @@ fn a_run_averaged_with_its_equal_is_itself_and_one_that_does_not_fit_is_named_at
     train(&second, &quick(), &mut |_| Ok(())).unwrap();
     let weights = |job: &TrainJob| fs::read(job.output.join("model.safetensors")).unwrap();
     assert!(weights(&first) == weights(&second));
+}
+
+/// The tensors of a job's bundle whose names pass, in the order of their names.
+fn tensors(job: &TrainJob, pass: impl Fn(&str) -> bool) -> Vec<(String, Vec<u8>)> {
+    let bytes = fs::read(job.output.join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> = file
+        .tensors()
+        .into_iter()
+        .filter(|(name, _)| pass(name))
+        .map(|(name, tensor)| (name, tensor.data().to_vec()))
+        .collect();
+    tensors.sort();
+    tensors
+}
+
+#[test]
+fn lexical_data_change_the_lexical_path_alone_and_must_not_be_measured_with() {
+    let dir = workshop();
+    let all = fs::read_to_string(dir.path().join("train.jsonl")).unwrap();
+    let lines: Vec<&str> = all.lines().collect();
+    let (before, now) = lines.split_at(lines.len() / 2);
+    fs::write(dir.path().join("before.jsonl"), before.join("\n")).unwrap();
+    fs::write(dir.path().join("train.jsonl"), now.join("\n")).unwrap();
+    let without = job(dir.path(), "without");
+    let mut with = job(dir.path(), "with");
+    with.lexical_data = vec![dir.path().join("before.jsonl")];
+    let mut options = quick();
+    options.epochs = 1;
+    for job in [&without, &with] {
+        train(job, &options, &mut |_| Ok(())).unwrap();
+    }
+    let lexical = |name: &str| name.starts_with("lexical.");
+    assert!(tensors(&without, lexical) != tensors(&with, lexical));
+    assert!(tensors(&without, |name| !lexical(name)) == tensors(&with, |name| !lexical(name)));
+
+    with.lexical_data = vec![dir.path().join("dev.jsonl")];
+    let error = train(&with, &options, &mut |_| Ok(())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidData);
+}
+
+#[test]
+fn a_bundle_says_how_large_the_inputs_of_its_linear_layers_are() {
+    let dir = workshop();
+    let job = job(dir.path(), "model");
+    let mut options = quick();
+    options.epochs = 1;
+    train(&job, &options, &mut |_| Ok(())).unwrap();
+    let magnitudes = tensors(&job, |name| name.ends_with(".input_magnitudes"));
+    let layers = tensors(&job, |name| name.ends_with(".output.LayerNorm.weight")).len() / 2;
+    assert_eq!(magnitudes.len(), 4 * layers);
+    for (name, bytes) in &magnitudes {
+        let values = bytes.as_chunks().0.iter();
+        let mut values = values.map(|half| half::f16::from_le_bytes(*half).to_f32());
+        assert!(values.all(|x| x.is_finite() && x >= 0.0), "{name}");
+        assert!(bytes.iter().any(|byte| *byte != 0), "{name}");
+    }
 }
 
 #[test]

@@ -16,6 +16,11 @@ pub struct Args {
     /// Labelled reports to train on, JSON Lines; may be given several times
     #[arg(long, required = true, value_name = "FILE")]
     data: Vec<PathBuf>,
+    /// Labelled reports that only the lexical path learns from, beside --data:
+    /// those that a model to start from has been trained on; may be given several
+    /// times
+    #[arg(long, value_name = "FILE")]
+    lexical_data: Vec<PathBuf>,
     /// Labelled reports to choose the best epoch, calibrate and measure with;
     /// never trained on; may be given several times
     #[arg(long, required = true, value_name = "FILE")]
@@ -151,6 +156,7 @@ pub fn run(args: Args) -> Result {
     };
     let job = TrainJob {
         data: args.data,
+        lexical_data: args.lexical_data,
         dev: args.dev,
         taxonomy,
         base: args.base,

@@ -24,6 +24,10 @@ use std::sync::Arc;
 pub struct TrainJob {
     /// Files of labelled reports to train on, see [`read_labelled`].
     pub data: Vec<PathBuf>,
+    /// Files of labelled reports that only the lexical path learns from: those
+    /// that the base has been trained on before, see [`read_labelled`]. Default:
+    /// none.
+    pub lexical_data: Vec<PathBuf>,
     /// Files of labelled reports that decide which epoch is kept and that
     /// calibration and thresholds are fitted on. They are never trained on.
     pub dev: Vec<PathBuf>,
@@ -71,6 +75,7 @@ pub struct TrainJob {
 ///
 /// let job = TrainJob {
 ///     data: vec!["train.jsonl".into()],
+///     lexical_data: Vec::new(),
 ///     dev: vec!["dev.jsonl".into()],
 ///     taxonomy: "taxonomy.toml".into(),
 ///     base: "models/base/multilingual-e5-small-sv".into(),
@@ -99,10 +104,14 @@ pub fn train(
     let taxonomy_text = std::fs::read_to_string(&job.taxonomy)
         .map_err(|error| Error::io(&job.taxonomy, "read", error))?;
     let taxonomy = Arc::new(Taxonomy::from_file(&job.taxonomy)?);
-    let data = read_all(&job.data, &taxonomy)?;
+    let mut all = read_all(&job.data, &taxonomy)?;
+    let trained_on = all.len();
+    for path in &job.lexical_data {
+        all.extend(read_labelled(path, &taxonomy)?);
+    }
     let dev = read_all(&job.dev, &taxonomy)?;
     options.check()?;
-    apart(&data, &dev)?;
+    apart(&all, &dev)?;
     if dev.len() < calibration::FOLDS {
         return Err(Error::new(
             ErrorKind::InvalidData,
@@ -127,6 +136,9 @@ pub fn train(
     let hashes = hashes(job)?;
     let mut averaged = Vec::new();
     let mut inputs = hashes.clone();
+    for path in &job.lexical_data {
+        inputs[path.display().to_string()] = hash(path)?.into();
+    }
     for folder in &job.average_with {
         averaged.push(Base::load(folder)?);
         let path = folder.join("model.safetensors");
@@ -134,14 +146,14 @@ pub fn train(
     }
     // What can fail soon is done before what takes hours.
     let prose = prose(job)?;
-    let words = lexical::fit(&taxonomy, &data, &LexicalOptions::default())?;
+    let words = lexical::fit(&taxonomy, &all, &LexicalOptions::default())?;
     let training = job.output.join("training");
     std::fs::create_dir_all(&training).map_err(|error| Error::io(&training, "make", error))?;
     let trained = trainer::fine_tune(
         &base,
         &taxonomy,
         &TrainingData {
-            train: &data,
+            train: &all[..trained_on],
             dev: &dev,
             fingerprint: hashes.to_string(),
             average_with: &averaged,
@@ -179,7 +191,7 @@ pub fn train(
             "seed": options.seed,
             "options": options,
             "inputs": inputs,
-            "texts": { "train": data.len(), "dev": dev.len() },
+            "texts": { "train": trained_on, "lexical": all.len(), "dev": dev.len() },
             "best_epoch": trained.best_epoch,
             "steps": trained.steps,
             "engine": env!("CARGO_PKG_VERSION"),
