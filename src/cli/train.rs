@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long, required = true, value_name = "FILE")]
     data: Vec<PathBuf>,
     /// Labelled reports that only the lexical path learns from, beside --data:
-    /// those that a model to start from has been trained on; may be given several
+    /// what the model to start from has been trained on; may be given several
     /// times
     #[arg(long, value_name = "FILE")]
     lexical_data: Vec<PathBuf>,

@@ -242,7 +242,8 @@ impl QuantisedRows {
 pub(crate) struct Rounding<'a> {
     /// What each column is multiplied by before.
     pub factors: &'a [f32],
-    /// The largest whole number; a value may come out one above it.
+    /// The largest whole number, at most 255. Below that, a value may come out one
+    /// above it.
     pub limit: f32,
 }
 

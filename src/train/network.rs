@@ -402,6 +402,46 @@ mod tests {
     }
 
     #[test]
+    fn the_magnitudes_are_the_largest_of_each_input_over_all_tokens() {
+        let (network, parameters, batch) = tiny();
+        let values = parameters.averaged(&parameters.fixed().unwrap()).unwrap();
+        let magnitudes = network.input_magnitudes(&values, &batch).unwrap();
+        let inputs: Vec<(&str, usize)> = magnitudes
+            .iter()
+            .map(|(name, values)| (name.as_str(), values.len()))
+            .collect();
+        let parts = [
+            ("attention.self", 8),
+            ("attention.output.dense", 8),
+            ("intermediate.dense", 8),
+            ("output.dense", 12),
+        ];
+        let expected: Vec<(String, usize)> = (0..2)
+            .flat_map(|layer| {
+                parts.map(|(part, size)| (format!("encoder.layer.{layer}.{part}"), size))
+            })
+            .collect();
+        let expected: Vec<(&str, usize)> = expected
+            .iter()
+            .map(|(name, n)| (name.as_str(), *n))
+            .collect();
+        assert_eq!(inputs, expected);
+        for layer in 0..2 {
+            let states = network.encode(&values, &batch, 0..layer, None).unwrap();
+            let mut largest = vec![0.0_f32; 8];
+            for row in states.to_vec2::<f32>().unwrap() {
+                for (largest, x) in largest.iter_mut().zip(row) {
+                    *largest = largest.max(x.abs());
+                }
+            }
+            assert_eq!(magnitudes[4 * layer].1, largest);
+        }
+        let mut of_width_8: Vec<_> = magnitudes.iter().filter(|m| m.1.len() == 8).collect();
+        of_width_8.dedup_by(|a, b| a.1 == b.1);
+        assert_eq!(of_width_8.len(), 6, "two layers were shown the same input");
+    }
+
+    #[test]
     fn every_gradient_equals_its_finite_difference() {
         let (network, mut parameters, batch) = tiny();
         let fixed = parameters.fixed().unwrap();

@@ -9,7 +9,7 @@ use crate::classifier::ClassifierOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evaluation::{self, Evaluation, EvaluationOptions};
 use crate::model::calibration::{Calibration, RawLogits};
-use crate::model::{BundleParts, MANIFEST, Manifest, NamedTensor, TensorType};
+use crate::model::{BundleParts, INPUT_MAGNITUDES, MANIFEST, Manifest, NamedTensor, TensorType};
 use crate::report::Report;
 use crate::taxonomy::Taxonomy;
 use crate::text::NormalisedText;
@@ -24,9 +24,9 @@ use std::sync::Arc;
 pub struct TrainJob {
     /// Files of labelled reports to train on, see [`read_labelled`].
     pub data: Vec<PathBuf>,
-    /// Files of labelled reports that only the lexical path learns from: those
-    /// that the base has been trained on before, see [`read_labelled`]. Default:
-    /// none.
+    /// Files of labelled reports that only the lexical path learns from, beside
+    /// `data`: those that the base has been trained on before, see
+    /// [`read_labelled`]. May be empty.
     pub lexical_data: Vec<PathBuf>,
     /// Files of labelled reports that decide which epoch is kept and that
     /// calibration and thresholds are fitted on. They are never trained on.
@@ -52,7 +52,7 @@ pub struct TrainJob {
     /// Bundles with the same shape and taxonomy, whose weights are averaged with
     /// this run's (model soups, Wortsman et al. 2022): often better than each, at
     /// no cost in use. It takes runs that started alike: from the same base with
-    /// the same seed, or this one from the other. Default: none.
+    /// the same seed, or this one from the other. May be empty.
     pub average_with: Vec<PathBuf>,
 }
 
@@ -104,14 +104,18 @@ pub fn train(
     let taxonomy_text = std::fs::read_to_string(&job.taxonomy)
         .map_err(|error| Error::io(&job.taxonomy, "read", error))?;
     let taxonomy = Arc::new(Taxonomy::from_file(&job.taxonomy)?);
-    let mut all = read_all(&job.data, &taxonomy)?;
-    let trained_on = all.len();
-    for path in &job.lexical_data {
-        all.extend(read_labelled(path, &taxonomy)?);
+    let data = read_all(&job.data, &taxonomy)?;
+    // A file that is named twice is trained on twice. Its words count once.
+    let mut lexical_paths: Vec<PathBuf> = Vec::new();
+    for path in job.data.iter().chain(&job.lexical_data) {
+        if !lexical_paths.contains(path) {
+            lexical_paths.push(path.clone());
+        }
     }
+    let lexical_data = read_all(&lexical_paths, &taxonomy)?;
     let dev = read_all(&job.dev, &taxonomy)?;
     options.check()?;
-    apart(&all, &dev)?;
+    apart(&lexical_data, &dev)?;
     if dev.len() < calibration::FOLDS {
         return Err(Error::new(
             ErrorKind::InvalidData,
@@ -146,14 +150,14 @@ pub fn train(
     }
     // What can fail soon is done before what takes hours.
     let prose = prose(job)?;
-    let words = lexical::fit(&taxonomy, &all, &LexicalOptions::default())?;
+    let words = lexical::fit(&taxonomy, &lexical_data, &LexicalOptions::default())?;
     let training = job.output.join("training");
     std::fs::create_dir_all(&training).map_err(|error| Error::io(&training, "make", error))?;
     let trained = trainer::fine_tune(
         &base,
         &taxonomy,
         &TrainingData {
-            train: &all[..trained_on],
+            train: &data,
             dev: &dev,
             fingerprint: hashes.to_string(),
             average_with: &averaged,
@@ -167,10 +171,13 @@ pub fn train(
         .tensors
         .into_iter()
         .map(|(name, shape, values)| NamedTensor {
+            dtype: match name.ends_with(INPUT_MAGNITUDES) {
+                true => TensorType::F32,
+                false => TensorType::F16,
+            },
             name,
             shape,
             values,
-            dtype: TensorType::F16,
         })
         .collect();
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -191,7 +198,7 @@ pub fn train(
             "seed": options.seed,
             "options": options,
             "inputs": inputs,
-            "texts": { "train": trained_on, "lexical": all.len(), "dev": dev.len() },
+            "texts": { "train": data.len(), "lexical": lexical_data.len(), "dev": dev.len() },
             "best_epoch": trained.best_epoch,
             "steps": trained.steps,
             "engine": env!("CARGO_PKG_VERSION"),
@@ -308,7 +315,7 @@ fn hash(path: &Path) -> Result<String> {
     Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// SHA-256 of every file that decides the outcome.
+/// SHA-256 of every file that decides what the encoder and its heads learn.
 fn hashes(job: &TrainJob) -> Result<serde_json::Value> {
     let base =
         ["config.json", "tokenizer.json", "model.safetensors"].map(|name| job.base.join(name));
