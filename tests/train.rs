@@ -155,19 +155,24 @@ fn a_killed_run_resumes_to_the_very_model_that_an_unbroken_one_gives() {
 }
 
 #[test]
-fn a_checkpoint_of_other_options_is_refused() {
+fn a_checkpoint_of_other_options_or_data_is_refused() {
     let dir = workshop();
     let job = job(dir.path(), "model");
     let mut options = quick();
     options.stop_after = Some(2);
     train(&job, &options, &mut |_| Ok(())).unwrap_err();
-    options.seed += 1;
-    let error = train(&job, &options, &mut |_| Ok(())).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidOption);
-    assert!(
-        error.to_string().contains("checkpoint.safetensors"),
-        "{error}"
-    );
+    let mut twice = job.clone();
+    twice.data.push(job.data[0].clone());
+    let mut other_seed = options.clone();
+    other_seed.seed += 1;
+    for (job, options) in [(&job, &other_seed), (&twice, &options)] {
+        let error = train(job, options, &mut |_| Ok(())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
+        assert!(
+            error.to_string().contains("checkpoint.safetensors"),
+            "{error}"
+        );
+    }
 }
 
 #[test]

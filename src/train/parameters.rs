@@ -5,6 +5,9 @@ use candle_core::{Device, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
+/// A tensor's name, shape and values, row by row.
+pub(crate) type NamedValues = (String, Vec<usize>, Vec<f32>);
+
 /// Named tensors that a forward pass reads.
 pub(crate) struct Values {
     tensors: HashMap<String, Tensor>,
@@ -13,8 +16,8 @@ pub(crate) struct Values {
 
 impl Values {
     /// Tensors of given names, shapes and values.
-    pub(crate) fn new(tensors: &[(String, Vec<usize>, Vec<f32>)], device: &Device) -> Result<Self> {
-        let tensor = |(name, shape, values): &(String, Vec<usize>, Vec<f32>)| {
+    pub(crate) fn new(tensors: &[NamedValues], device: &Device) -> Result<Self> {
+        let tensor = |(name, shape, values): &NamedValues| {
             let tensor = Tensor::from_slice(values, shape.as_slice(), device)?;
             Ok((name.clone(), tensor))
         };

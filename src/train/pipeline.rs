@@ -159,7 +159,8 @@ pub fn train(
         &TrainingData {
             train: &data,
             dev: &dev,
-            fingerprint: hashes.to_string(),
+            // The files in their order: one may be named twice, or change its role.
+            fingerprint: format!("{hashes} {:?} {:?}", job.data, job.dev),
             average_with: &averaged,
         },
         options,

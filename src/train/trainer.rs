@@ -6,7 +6,7 @@ use super::data::{LabelledReport, Target};
 use super::loss::{evidence_loss, task_loss};
 use super::network::{self, Network, Regularisation};
 use super::options::TrainOptions;
-use super::parameters::{AdamW, Parameter, Parameters, Values};
+use super::parameters::{AdamW, NamedValues, Parameter, Parameters, Values};
 use super::{kernels, metrics, ops};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::{EncoderConfig, WindowConfig};
@@ -74,8 +74,8 @@ pub enum TrainEvent {
 
 /// The weights of the best epoch.
 pub(crate) struct Trained {
-    /// Name, shape and values of every tensor.
-    pub(crate) tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
+    /// Every tensor.
+    pub(crate) tensors: Vec<NamedValues>,
     pub(crate) best_epoch: u64,
     pub(crate) steps: u64,
 }
@@ -765,7 +765,7 @@ impl Trainer<'_> {
 
     /// What [`Network::input_magnitudes`] gives over a sample of the training
     /// texts, as tensors of the bundle: int8 needs to know them.
-    fn input_magnitudes(&self, values: &Values) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+    fn input_magnitudes(&self, values: &Values) -> Result<Vec<NamedValues>> {
         let whole = self.whole_network();
         let step = self.data.train.len().div_ceil(MAGNITUDE_TEXTS).max(1);
         let sample: Vec<LabelledReport> = self.data.train.iter().step_by(step).cloned().collect();
