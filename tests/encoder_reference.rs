@@ -201,51 +201,35 @@ fn int8_hidden_states_point_the_same_way_as_stock_candle_bert() {
 }
 
 #[test]
-fn magnitudes_beside_the_weights_bring_int8_nearer_to_stock_candle_bert() {
+fn int8_heeds_the_magnitudes_of_every_linear_layer_and_f32_none() {
     let mut rng = ChaCha8Rng::seed_from_u64(8);
     let config = config("bert", 64, 4);
-    let mut tensors = tensors(&config, &mut rng);
-    // A column that is far larger than the others, as in trained encoders.
-    let mut magnitudes = Vec::new();
-    for (name, _, values) in &mut tensors {
-        let Some(norm) = name.strip_suffix("LayerNorm.weight") else {
-            continue;
-        };
-        values[3] *= 40.0;
-        let layer = match norm.split('.').nth(2) {
-            // What an attention block's norm gives goes to the feed-forward part.
-            Some(layer) if norm.contains("attention") => {
-                format!("encoder.layer.{layer}.intermediate.dense")
-            }
-            Some(layer) => {
-                let next: usize = layer.parse::<usize>().unwrap() + 1;
-                format!("encoder.layer.{next}.attention.self")
-            }
-            None => "encoder.layer.0.attention.self".to_owned(),
-        };
-        if !layer.contains(&format!(".{}.", config.num_hidden_layers)) {
-            let values: Vec<f32> = values.iter().map(|x| 3.0 * x.abs()).collect();
-            magnitudes.push((format!("{layer}.input_magnitudes"), vec![64], values));
+    let tensors = tensors(&config, &mut rng);
+    let ids = ids(&mut rng, 60);
+    let hidden = |tensors: &[(String, Vec<usize>, Vec<f32>)], precision| {
+        let bytes = safetensors(tensors, "", Dtype::F32);
+        let encoder = Encoder::from_safetensors(&config, &bytes, precision).unwrap();
+        encoder.forward(&ids, &mut Scratch::new()).unwrap().to_vec()
+    };
+    let [exact, without] = [Precision::F32, Precision::Int8].map(|p| hidden(&tensors, p));
+    for layer in 0..config.num_hidden_layers {
+        for (part, inputs) in [
+            ("attention.self", config.hidden_size),
+            ("attention.output.dense", config.hidden_size),
+            ("intermediate.dense", config.hidden_size),
+            ("output.dense", config.intermediate_size),
+        ] {
+            let name = format!("encoder.layer.{layer}.{part}.input_magnitudes");
+            let values = (0..inputs).map(|i| 1.0 + (i % 3) as f32).collect();
+            let mut known = tensors.clone();
+            known.push((name.clone(), vec![inputs], values));
+            assert_eq!(hidden(&known, Precision::F32), exact, "{name}");
+            let with = hidden(&known, Precision::Int8);
+            assert_ne!(with, without, "{name}");
+            let cosine = cosine(&with, &exact);
+            assert!(cosine > 0.99, "{name}: cosine {cosine}");
         }
     }
-    let stock = stock(&config, &tensors);
-    let ids = ids(&mut rng, 60);
-    let exact = stock_hidden(&stock, &ids);
-    let error = |tensors: &[(String, Vec<usize>, Vec<f32>)]| {
-        let bytes = safetensors(tensors, "", Dtype::F32);
-        let encoder = Encoder::from_safetensors(&config, &bytes, Precision::Int8).unwrap();
-        1.0 - cosine(encoder.forward(&ids, &mut Scratch::new()).unwrap(), &exact)
-    };
-    let without = error(&tensors);
-    for part in ["attention.self", "intermediate.dense"] {
-        let mut known = tensors.clone();
-        known.extend(magnitudes.iter().filter(|m| m.0.contains(part)).cloned());
-        let with = error(&known);
-        assert!(with < 0.9 * without, "{part}: {with} {without}");
-    }
-    tensors.extend(magnitudes);
-    let with = error(&tensors);
-    assert!(with < 0.5 * without, "{with} {without}");
 }
 
 #[test]
