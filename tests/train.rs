@@ -195,7 +195,8 @@ fn a_run_averaged_with_its_equal_is_itself_and_one_that_does_not_fit_is_named_at
     assert_eq!(steps, 0, "found out after training");
     second.average_with = vec![first.output.clone()];
     train(&second, &quick(), &mut |_| Ok(())).unwrap();
-    let weights = |job: &TrainJob| fs::read(job.output.join("model.safetensors")).unwrap();
+    // Those of the first are rounded, so the inputs' magnitudes differ a little.
+    let weights = |job: &TrainJob| tensors(job, |name| !name.ends_with(".input_magnitudes"));
     assert!(weights(&first) == weights(&second));
 }
 
