@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Precision;
+use crate::model::calibration::{Decision, HeadProbabilities};
 use crate::report::Report;
 use crate::taxonomy::{Head, HeadKind, Label, Taxonomy};
 use serde::Serialize;
@@ -411,43 +412,31 @@ struct Answer {
 }
 
 impl Assessment {
-    /// Decides from calibrated probabilities.
-    ///
-    /// `probabilities` and `thresholds` are `[logits]`, laid out by
-    /// [`Head::logits`]; ordinal heads give `P(level > k)` for each step.
-    /// Thresholds of single-label heads are not looked at.
+    /// Puts together what each head says of a report, given in taxonomy order.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Compute`] when a length is wrong or a value is not a
+    /// [`ErrorKind::Compute`] when a head lacks an answer or a value is not a
     /// probability.
-    pub(crate) fn from_probabilities(
+    pub(crate) fn new(
         taxonomy: Arc<Taxonomy>,
         model: Arc<ModelInfo>,
         report: &Report,
         tokens: usize,
-        probabilities: &[f32],
-        thresholds: &[f32],
+        answers: impl ExactSizeIterator<Item = (HeadProbabilities, Decision)>,
     ) -> Result<Self> {
-        let mut answers = Vec::with_capacity(taxonomy.heads().len());
-        for head in taxonomy.heads() {
-            let (Some(values), Some(thresholds)) = (
-                probabilities.get(head.logits()),
-                thresholds.get(head.logits()),
-            ) else {
-                return Err(Error::new(
-                    ErrorKind::Compute,
-                    format!(
-                        "the head {} needs {} probabilities and thresholds in all, not {} and {}",
-                        head.name(),
-                        taxonomy.num_logits(),
-                        probabilities.len(),
-                        thresholds.len()
-                    ),
-                ));
-            };
-            answers.push(Answer::new(head, values, thresholds)?);
+        let heads = taxonomy.heads();
+        if answers.len() != heads.len() {
+            return Err(Error::new(
+                ErrorKind::Compute,
+                format!("{} answers from {} heads", answers.len(), heads.len()),
+            ));
         }
+        let answers = heads
+            .iter()
+            .zip(answers)
+            .map(|(head, (probabilities, decision))| Answer::new(head, &probabilities, decision))
+            .collect::<Result<_>>()?;
         Ok(Self {
             id: report.id().map(str::to_owned),
             input_sha256: report.sha256(),
@@ -774,60 +763,34 @@ impl Serialize for ByCode<'_> {
 }
 
 impl Answer {
-    fn new(head: &Head, values: &[f32], thresholds: &[f32]) -> Result<Self> {
-        let probability = |value: f32| {
-            Probability::new(value).ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Compute,
-                    format!(
-                        "the model gave the head {} a value that is not a probability",
-                        head.name()
-                    ),
-                )
+    fn new(head: &Head, probabilities: &HeadProbabilities, decision: Decision) -> Result<Self> {
+        let probabilities = probabilities
+            .by_label()
+            .into_iter()
+            .map(|value| {
+                Probability::new(value).ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Compute,
+                        format!(
+                            "the model gave the head {} a value that is not a probability",
+                            head.name()
+                        ),
+                    )
+                })
             })
-        };
-        let values = values
-            .iter()
-            .map(|&value| probability(value))
             .collect::<Result<Vec<_>>>()?;
-        let reached = |index: &usize| match (values.get(*index), thresholds.get(*index)) {
-            (Some(value), Some(threshold)) => value.get() >= *threshold,
-            _ => false,
-        };
-        let (probabilities, chosen) = match head.kind() {
-            HeadKind::MultiLabel => {
-                let mut chosen: Vec<usize> = (0..values.len()).filter(reached).collect();
+        let chosen = match (head.kind(), decision) {
+            (_, Decision::Labels(mut labels)) => {
                 // A stable sort: equal ones stay in taxonomy order.
-                chosen.sort_by(|a, b| by_probability(&values, *b, *a));
-                (values, chosen)
+                labels.sort_by(|a, b| {
+                    let (a, b) = (probabilities.get(*a), probabilities.get(*b));
+                    b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal)
+                });
+                labels
             }
-            HeadKind::SingleLabel => {
-                // The first of equal ones, in taxonomy order.
-                let best = (0..values.len())
-                    .rev()
-                    .max_by(|a, b| by_probability(&values, *a, *b));
-                (values, best.into_iter().collect())
-            }
-            HeadKind::Ordinal => {
-                let mut level = 0;
-                let mut rest = 1.0_f32;
-                let mut levels = Vec::with_capacity(values.len() + 1);
-                for (step, value) in values.iter().enumerate() {
-                    // P(level > k) cannot grow with k.
-                    let above = value.get().min(rest);
-                    levels.push(probability(rest - above)?);
-                    rest = above;
-                    if level == step && thresholds.get(step).is_some_and(|least| above >= *least) {
-                        level += 1;
-                    }
-                }
-                levels.push(probability(rest)?);
-                (levels, vec![level])
-            }
-            HeadKind::Binary => {
-                let chosen = (0..values.len()).filter(reached).collect();
-                (values, chosen)
-            }
+            (HeadKind::Binary, Decision::Class(0)) => Vec::new(),
+            (HeadKind::Binary, Decision::Class(_)) => vec![0],
+            (_, Decision::Class(class)) => vec![class],
         };
         Ok(Self {
             probabilities,
@@ -870,16 +833,10 @@ impl Answer {
     }
 }
 
-fn by_probability(values: &[Probability], a: usize, b: usize) -> std::cmp::Ordering {
-    values
-        .get(a)
-        .partial_cmp(&values.get(b))
-        .unwrap_or(std::cmp::Ordering::Equal)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::calibration::HeadCalibration;
 
     fn taxonomy() -> Arc<Taxonomy> {
         Arc::new(
@@ -908,10 +865,33 @@ mod tests {
         )
     }
 
-    fn assess(probabilities: &[f32], thresholds: &[f32]) -> Result<Assessment> {
+    /// Answers at probabilities and thresholds that are laid out as logits are.
+    fn answers(probabilities: &[f32], thresholds: &[f32]) -> Vec<(HeadProbabilities, Decision)> {
+        let heads = taxonomy();
+        let answers = heads.heads().iter().map(|head| {
+            let values = probabilities[head.logits()].to_vec();
+            let calibration = HeadCalibration {
+                encoder: 1.0,
+                lexical: 0.0,
+                bias: Vec::new(),
+                thresholds: thresholds[head.logits()].to_vec(),
+            };
+            let probabilities = match head.kind() {
+                HeadKind::MultiLabel => HeadProbabilities::MultiLabel(values),
+                HeadKind::SingleLabel => HeadProbabilities::SingleLabel(values),
+                HeadKind::Ordinal => HeadProbabilities::Ordinal(values),
+                HeadKind::Binary => HeadProbabilities::Binary(values[0]),
+            };
+            let decision = calibration.decide(&probabilities);
+            (probabilities, decision)
+        });
+        answers.collect()
+    }
+
+    fn assess(answers: Vec<(HeadProbabilities, Decision)>) -> Result<Assessment> {
         let model = Arc::new(ModelInfo::new("m", "1.0.0", "abc", "1.0", Precision::F32));
         let report = Report::new("abc").with_id("2024-1");
-        Assessment::from_probabilities(taxonomy(), model, &report, 2, probabilities, thresholds)
+        Assessment::new(taxonomy(), model, &report, 2, answers.into_iter())
     }
 
     const PROBABILITIES: [f32; 8] = [0.25, 0.75, 0.5, 0.1, 0.93456, 0.8, 0.3, 0.08];
@@ -919,7 +899,7 @@ mod tests {
 
     #[test]
     fn the_json_line_is_the_one_that_other_systems_read() {
-        let assessment = assess(&PROBABILITIES, &THRESHOLDS).unwrap();
+        let assessment = assess(answers(&PROBABILITIES, &THRESHOLDS)).unwrap();
         assert_eq!(
             serde_json::to_string(&assessment).unwrap(),
             format!(
@@ -940,7 +920,7 @@ mod tests {
 
     #[test]
     fn all_probabilities_come_by_code_on_demand() {
-        let assessment = assess(&PROBABILITIES, &THRESHOLDS).unwrap();
+        let assessment = assess(answers(&PROBABILITIES, &THRESHOLDS)).unwrap();
         let json = serde_json::to_value(assessment.with_all_probabilities()).unwrap();
         assert_eq!(
             json["risk_area_probabilities"],
@@ -954,12 +934,11 @@ mod tests {
 
     #[test]
     fn a_level_needs_every_step_below_it() {
-        // The second step alone is over its threshold, and rises above the
-        // first: it is cut down to it and does not count.
-        let assessment = assess(
-            &[0.5, 0.5, 0.0, 0.0, 0.0, 0.4, 0.9, 0.0],
+        // The second step alone is over its threshold and does not count.
+        let assessment = assess(answers(
+            &[0.5, 0.5, 0.0, 0.0, 0.0, 0.4, 0.4, 0.0],
             &[0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.3, 0.5],
-        )
+        ))
         .unwrap();
         let severity = assessment.severity().unwrap();
         assert_eq!(severity.level(), 0);
@@ -970,10 +949,10 @@ mod tests {
 
     #[test]
     fn equal_probabilities_are_decided_in_taxonomy_order() {
-        let assessment = assess(
+        let assessment = assess(answers(
             &[0.5, 0.5, 0.7, 0.7, 0.7, 0.0, 0.0, 0.5],
             &[0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5],
-        )
+        ))
         .unwrap();
         assert_eq!(assessment.report_type().unwrap().code(), "klagomal");
         let areas: Vec<_> = assessment.risk_areas().iter().map(|a| a.code()).collect();
@@ -986,9 +965,11 @@ mod tests {
     fn what_is_not_a_probability_is_an_error() {
         let mut values = PROBABILITIES;
         values[3] = f32::NAN;
-        let error = assess(&values, &THRESHOLDS).unwrap_err();
+        let error = assess(answers(&values, &THRESHOLDS)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Compute);
         assert!(error.to_string().contains("risk_area"));
-        assert!(assess(&PROBABILITIES[..7], &THRESHOLDS).is_err());
+        let mut fewer = answers(&PROBABILITIES, &THRESHOLDS);
+        fewer.pop();
+        assert_eq!(assess(fewer).unwrap_err().kind(), ErrorKind::Compute);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::assessment::{Assessment, ModelInfo};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::calibration::{Calibration, HeadProbabilities, RawLogits};
+use crate::model::calibration::{Calibration, RawLogits};
 use crate::model::heads::{AttentionWeights, Pooled};
 use crate::model::timing::{Ledger, Stage, Timings};
 use crate::model::tokeniser::Tokens;
@@ -796,27 +796,14 @@ impl Model {
 
     /// Calibrates a report's logits and decides.
     pub(crate) fn assessment(&self, report: &Report, raw: &RawLogits) -> Result<Assessment> {
-        let mut probabilities = Vec::with_capacity(self.taxonomy.num_logits());
-        let mut thresholds = Vec::with_capacity(self.taxonomy.num_logits());
-        let heads = self.taxonomy.heads().iter();
-        for (head, calibration) in heads.zip(self.calibration.heads()) {
-            match calibration.probabilities(head, raw) {
-                HeadProbabilities::MultiLabel(values)
-                | HeadProbabilities::SingleLabel(values)
-                | HeadProbabilities::Ordinal(values) => probabilities.extend(values),
-                HeadProbabilities::Binary(value) => probabilities.push(value),
-            }
-            thresholds.extend_from_slice(&calibration.thresholds);
-            // Single-label heads have no thresholds.
-            thresholds.resize(head.logits().end, 0.0);
-        }
-        Assessment::from_probabilities(
+        let probabilities = self.calibration.probabilities(&self.taxonomy, raw);
+        let decisions = self.calibration.decide(&probabilities);
+        Assessment::new(
             Arc::clone(&self.taxonomy),
             Arc::clone(&self.info),
             report,
             raw.tokens,
-            &probabilities,
-            &thresholds,
+            probabilities.into_iter().zip(decisions),
         )
     }
 }
