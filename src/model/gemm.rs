@@ -348,19 +348,27 @@ impl Linear {
 /// round: `sqrt(largest weight / largest magnitude)` (SmoothQuant with an exponent
 /// of 1/2, Xiao et al. 2023). Ones where the magnitudes aren't known.
 fn shared_rounding(weight: &[f32], inputs: usize, magnitudes: &[f32]) -> Vec<f32> {
-    let mut largest = vec![0.0_f32; inputs];
-    for row in weight.chunks_exact(inputs) {
-        for (largest, weight) in largest.iter_mut().zip(row) {
-            *largest = largest.max(weight.abs());
+    let factors = floored(magnitudes).and_then(|magnitudes| {
+        let largest = column_maxima(weight, inputs);
+        let pairs = floored(&largest)?.zip(magnitudes);
+        Some(
+            pairs
+                .map(|(weight, magnitude)| (weight / magnitude).sqrt())
+                .collect(),
+        )
+    });
+    factors.unwrap_or_else(|| vec![1.0; inputs])
+}
+
+/// The largest magnitude in each column of `[rows, columns]`.
+fn column_maxima(values: &[f32], columns: usize) -> Vec<f32> {
+    let mut maxima = vec![0.0_f32; columns];
+    for row in values.chunks_exact(columns) {
+        for (largest, value) in maxima.iter_mut().zip(row) {
+            *largest = largest.max(value.abs());
         }
     }
-    match (floored(&largest), floored(magnitudes)) {
-        (Some(weights), Some(magnitudes)) => weights
-            .zip(magnitudes)
-            .map(|(weight, magnitude)| (weight / magnitude).sqrt())
-            .collect(),
-        _ => vec![1.0; inputs],
-    }
+    maxima
 }
 
 /// The values, none below a tenth of their median: an input that was small on all
@@ -490,16 +498,6 @@ mod tests {
     fn squared_error(exact: &[f32], rounded: &[f32]) -> f32 {
         let squares = exact.iter().zip(rounded).map(|(a, b)| (a - b).powi(2));
         squares.sum()
-    }
-
-    fn column_maxima(x: &[f32], columns: usize) -> Vec<f32> {
-        let mut maxima = vec![0.0_f32; columns];
-        for row in x.chunks_exact(columns) {
-            for (largest, x) in maxima.iter_mut().zip(row) {
-                *largest = largest.max(x.abs());
-            }
-        }
-        maxima
     }
 
     #[test]
