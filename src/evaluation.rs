@@ -3,8 +3,9 @@
 //! [`evaluate`] runs a [`Classifier`] over labelled reports and gives, for each
 //! head of its taxonomy, the figures that the field uses, with bootstrap
 //! intervals; the labels that it takes for each other; and the same figures by
-//! text length and by each single-label head's classes, so that one sees which
-//! texts to write next.
+//! text length, by each single-label head's classes and by what else is known of
+//! the reports ([`read_groupings`]), so that one sees whom the model serves worse
+//! and which texts to write next.
 //!
 //! A model's calibration is fitted on held-out data. Figures on those same
 //! data are too good, unless [`EvaluationOptions::cross_fit`] fits it again in
@@ -24,8 +25,9 @@ use crate::train::metrics::{
 use crate::train::{LabelledReport, Target};
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
+use std::path::Path;
 
 pub use crate::train::metrics::Interval;
 
@@ -53,6 +55,105 @@ pub struct EvaluationOptions {
     pub bootstrap: usize,
     /// Decides what is drawn. Default 1.
     pub seed: u64,
+    /// What else to part the reports by, see [`read_groupings`]. Default: nothing.
+    pub groupings: Vec<Grouping>,
+}
+
+/// Something by which reports are parted: who wrote them, where, how.
+///
+/// # Examples
+///
+/// ```
+/// use lyhord::evaluation::{EvaluationOptions, Grouping};
+///
+/// let mut options = EvaluationOptions::default();
+/// options.groupings.push(Grouping {
+///     by: "writer".to_owned(),
+///     groups: [("2024-1".to_owned(), "relative".to_owned())].into(),
+/// });
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grouping {
+    /// What the reports are parted by.
+    pub by: String,
+    /// Each report's group, by the report's id. Reports that are not in it are in
+    /// none of the groups.
+    pub groups: BTreeMap<String, String>,
+}
+
+/// Reads what else is known of labelled reports: a CSV file, separated by commas,
+/// with a column `id` and any other columns. Each of them parts the reports; an
+/// empty cell says nothing.
+///
+/// # Errors
+///
+/// [`ErrorKind::Io`] when the file cannot be read; [`ErrorKind::InvalidData`] when
+/// it is not such a file or an id stands twice, with the line.
+///
+/// # Examples
+///
+/// ```
+/// use lyhord::evaluation::read_groupings;
+///
+/// let groupings = read_groupings("fixtures/registers.dev.csv")?;
+/// assert_eq!(groupings[0].by, "writer");
+/// assert_eq!(groupings[0].groups["T01-0021"], "relative");
+/// # Ok::<(), lyhord::Error>(())
+/// ```
+pub fn read_groupings(path: impl AsRef<Path>) -> Result<Vec<Grouping>> {
+    const ID: &str = "id";
+    let path = path.as_ref();
+    let invalid = |what: String| {
+        let message = format!("{}: {what}", path.display());
+        Error::new(ErrorKind::InvalidData, message)
+    };
+    let bytes = std::fs::read(path).map_err(|error| Error::io(path, "read", error))?;
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let mut reader = csv::Reader::from_reader(bytes);
+    let header = reader
+        .headers()
+        .map_err(|error| invalid(unreadable(&error)))?
+        .clone();
+    let ids = header.iter().position(|name| name == ID).ok_or_else(|| {
+        let columns: Vec<&str> = header.iter().collect();
+        let columns = columns.join(", ");
+        invalid(format!("no column `{ID}` among the columns: {columns}"))
+    })?;
+    let mut groupings: Vec<Grouping> = header
+        .iter()
+        .map(|by| Grouping {
+            by: by.to_owned(),
+            groups: BTreeMap::new(),
+        })
+        .collect();
+    let mut seen = HashSet::new();
+    for record in reader.records() {
+        let record = record.map_err(|error| invalid(unreadable(&error)))?;
+        let id = record.get(ids).unwrap_or_default();
+        if !seen.insert(id.to_owned()) {
+            let line = record.position().map_or(0, csv::Position::line);
+            return Err(invalid(format!("line {line}: the id {id:?} stands twice")));
+        }
+        for (grouping, group) in groupings.iter_mut().zip(&record) {
+            if !group.is_empty() {
+                grouping.groups.insert(id.to_owned(), group.to_owned());
+            }
+        }
+    }
+    groupings.remove(ids);
+    Ok(groupings)
+}
+
+/// What is wrong with a CSV file, and where, without what stands there.
+fn unreadable(error: &csv::Error) -> String {
+    let line = error.position().map_or(1, csv::Position::line);
+    match error.kind() {
+        csv::ErrorKind::Utf8 { .. } => format!("line {line}: not UTF-8"),
+        csv::ErrorKind::UnequalLengths {
+            expected_len, len, ..
+        } => format!("line {line}: {len} cells where the header has {expected_len}"),
+        _ => format!("line {line}: not CSV"),
+    }
 }
 
 impl Default for EvaluationOptions {
@@ -61,6 +162,7 @@ impl Default for EvaluationOptions {
             cross_fit: false,
             bootstrap: 1000,
             seed: 1,
+            groupings: Vec::new(),
         }
     }
 }
@@ -190,8 +292,8 @@ pub struct HeadEvaluation {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct GroupEvaluation {
-    /// What the reports were parted by: `length` (characters), or a
-    /// single-label head's name.
+    /// What the reports were parted by: `length` (characters), a single-label
+    /// head's name, or that of a [`Grouping`].
     pub by: String,
     /// Which part.
     pub group: String,
@@ -229,7 +331,8 @@ pub struct Evaluation {
     /// name.
     #[serde(serialize_with = "heads_as_map")]
     pub heads: Vec<HeadEvaluation>,
-    /// The figures by text length and by each single-label head's classes.
+    /// The figures by text length, by each single-label head's classes and by
+    /// each of [`EvaluationOptions::groupings`].
     pub groups: Vec<GroupEvaluation>,
     /// The 25 reports with the highest loss, worst first.
     pub hardest: Vec<HardReport>,
@@ -273,7 +376,8 @@ fn as_map<S: Serializer>(pairs: &[(String, Figures)], serializer: S) -> Result<S
 /// # Errors
 ///
 /// [`ErrorKind::InvalidData`] when there are no reports, or fewer than five to
-/// cross-fit on, and those of [`Classifier::assess`] with the report's id.
+/// cross-fit on, or when a grouping fits none of them or two have the same id; and
+/// those of [`Classifier::assess`] with the report's id.
 ///
 /// # Examples
 ///
@@ -341,6 +445,7 @@ pub(crate) fn measure(
             ),
         ));
     }
+    check_groupings(&options.groupings, reports)?;
     let calibrations = if options.cross_fit {
         let targets: Vec<_> = reports
             .iter()
@@ -406,7 +511,7 @@ pub(crate) fn measure(
             )
         })
         .collect();
-    let groups = groups(taxonomy, reports)
+    let groups = groups(taxonomy, reports, &options.groupings)
         .into_iter()
         .map(|(by, group, members)| GroupEvaluation {
             by,
@@ -671,8 +776,33 @@ fn head_evaluation(head: &Head, judged: &[&Judged], figures: Figures) -> HeadEva
     }
 }
 
+/// Reports are in groups by their ids: these must be told apart and be known.
+fn check_groupings(groupings: &[Grouping], reports: &[LabelledReport]) -> Result<()> {
+    let invalid = |message| Err(Error::new(ErrorKind::InvalidData, message));
+    let mut ids = BTreeSet::new();
+    for LabelledReport { id, .. } in reports {
+        if !ids.insert(id) && !groupings.is_empty() {
+            return invalid(format!(
+                "the id {id:?} stands twice among the reports, so its groups are not known"
+            ));
+        }
+    }
+    for Grouping { by, groups } in groupings {
+        if !groups.keys().any(|id| ids.contains(id)) {
+            return invalid(format!(
+                "the grouping by {by:?} holds none of the reports' ids"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The parts that figures are given for: what by, which, and who is in it.
-fn groups(taxonomy: &Taxonomy, reports: &[LabelledReport]) -> Vec<(String, String, Vec<usize>)> {
+fn groups(
+    taxonomy: &Taxonomy,
+    reports: &[LabelledReport],
+    groupings: &[Grouping],
+) -> Vec<(String, String, Vec<usize>)> {
     /// Bounds between the length classes, in characters.
     const BOUNDS: [usize; 3] = [250, 500, 1000];
     let names = [
@@ -709,6 +839,13 @@ fn groups(taxonomy: &Taxonomy, reports: &[LabelledReport]) -> Vec<(String, Strin
                 report.targets.get(index) == Some(&Some(Target::Class(class)))
             };
             part(head.name(), label.code(), indices(&has));
+        }
+    }
+    for Grouping { by, groups } in groupings {
+        let names: BTreeSet<&String> = groups.values().collect();
+        for name in names {
+            let has = |report: &LabelledReport| groups.get(&report.id) == Some(name);
+            part(by, name, indices(&has));
         }
     }
     groups
@@ -1034,6 +1171,74 @@ mod tests {
         assert_eq!(level.confused.len(), 2);
         assert_eq!(level.confused[0].missed, "2");
         assert_eq!(level.confused[0].given, "4");
+    }
+
+    #[test]
+    fn groups_part_reports_by_what_is_known_of_them() {
+        let by = |pairs: &[(&str, &str)]| Grouping {
+            by: "writer".to_owned(),
+            groups: pairs
+                .iter()
+                .map(|(id, group)| ((*id).to_owned(), (*group).to_owned()))
+                .collect(),
+        };
+        let options = EvaluationOptions {
+            groupings: vec![by(&[
+                ("case 0", "staff"),
+                ("case 1", "relative"),
+                ("case 2", "staff"),
+                ("elsewhere", "nobody"),
+            ])],
+            ..quick()
+        };
+        let groups: Vec<_> = measured(&options)
+            .groups
+            .into_iter()
+            .filter(|group| group.by == "writer")
+            .map(|group| (group.group, group.reports))
+            .collect();
+        assert_eq!(
+            groups,
+            [("relative".to_owned(), 1), ("staff".to_owned(), 2)]
+        );
+
+        let (reports, _) = cases();
+        let error = check_groupings(&[by(&[("elsewhere", "nobody")])], &reports).unwrap_err();
+        assert!(error.to_string().contains("none of the reports' ids"));
+        let twice = [reports[0].clone(), reports[0].clone()];
+        let error = check_groupings(&[by(&[("case 0", "staff")])], &twice).unwrap_err();
+        assert!(error.to_string().contains("\"case 0\" stands twice"));
+        check_groupings(&[], &twice).unwrap();
+    }
+
+    #[test]
+    fn groupings_are_read_and_faults_are_named_by_line() {
+        let read = |content: &[u8]| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("groups.csv");
+            std::fs::write(&path, content).unwrap();
+            read_groupings(&path).map_err(|error| error.to_string())
+        };
+        let groupings = read(b"\xef\xbb\xbfwriter,id,style\nstaff,1,formal\n,2,plain\n").unwrap();
+        assert_eq!(groupings.len(), 2);
+        assert_eq!(groupings[0].by, "writer");
+        assert_eq!(groupings[0].groups, [("1".into(), "staff".into())].into());
+        assert_eq!(groupings[1].groups.len(), 2);
+        for (content, fault) in [
+            (&b"name;writer\n1;staff\n"[..], "no column `id`"),
+            (
+                b"id,writer\n1,staff\n1,self\n",
+                "line 3: the id \"1\" stands twice",
+            ),
+            (
+                b"id,writer\n1,staff,formal\n",
+                "line 2: 3 cells where the header has 2",
+            ),
+            (b"id,writer\n1,st\xe5ff\n", "line 2: not UTF-8"),
+        ] {
+            let error = read(content).unwrap_err();
+            assert!(error.contains(fault), "{error}");
+        }
     }
 
     #[test]

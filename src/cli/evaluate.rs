@@ -1,7 +1,7 @@
 //! `lyhord evaluate`.
 
 use super::{Exit, Result, model};
-use lyhord::evaluation::{EvaluationOptions, evaluate};
+use lyhord::evaluation::{EvaluationOptions, evaluate, read_groupings};
 use lyhord::{ClassifierOptions, Precision};
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,8 +9,13 @@ use std::path::PathBuf;
 /// Measure a model on labelled reports
 #[derive(clap::Args)]
 pub struct Args {
-    /// Labelled reports, one JSON object a line
-    data: PathBuf,
+    /// Labelled reports, one JSON object a line; several files count as one
+    #[arg(required = true)]
+    data: Vec<PathBuf>,
+    /// Part the reports by what else is known of them, to see whom the model serves
+    /// worse: a CSV file with the column `id` and one for each way to part them
+    #[arg(long, value_name = "FILE")]
+    groups: Option<PathBuf>,
     /// A model bundle's folder, instead of the built-in model
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -43,8 +48,14 @@ enum Format {
 pub fn run(args: Args) -> Result {
     let options = ClassifierOptions::new().precision(args.precision.unwrap_or_default());
     let classifier = model::load(args.model.as_deref(), &options)?;
-    let reports = lyhord::train::read_labelled(&args.data, classifier.taxonomy())?;
+    let mut reports = Vec::new();
+    for path in &args.data {
+        reports.extend(lyhord::train::read_labelled(path, classifier.taxonomy())?);
+    }
     let mut options = EvaluationOptions::default();
+    if let Some(path) = &args.groups {
+        options.groupings = read_groupings(path)?;
+    }
     options.cross_fit = args.cross_fit;
     options.bootstrap = args.bootstrap;
     options.seed = args.seed;
