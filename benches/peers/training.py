@@ -52,6 +52,7 @@ def lyhord(steps, base):
     with tempfile.TemporaryDirectory() as folder:
         command = [
             ROOT / "target/release/lyhord", "train",
+            "--taxonomy", "fixtures/taxonomy/taxonomy.toml",
             "--data", "fixtures/reports.train.jsonl", "--dev", "fixtures/reports.dev.jsonl",
             "--base", base, "--output", folder,
         ]

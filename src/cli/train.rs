@@ -139,7 +139,44 @@ impl Options {
     }
 }
 
+/// Keeps what slows steps down out of the way: candle's own threads, which wait in
+/// busy loops while texts are spread over threads here already, and the giving back
+/// and getting anew of the same memory at every step. What the environment says of
+/// either goes first.
+#[allow(unsafe_code, reason = "settings of the process have no safe interface")]
+fn settle_process(threads: usize) {
+    const CANDLE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(CANDLE).is_none() {
+        // SAFETY: no thread has been started yet that could read the environment.
+        unsafe { std::env::set_var(CANDLE, "1") };
+    }
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        let of_malloc = |name: &std::ffi::OsString| {
+            let name = name.to_string_lossy();
+            name.starts_with("MALLOC_") || name == "GLIBC_TUNABLES"
+        };
+        if std::env::vars_os().any(|(name, _)| of_malloc(&name)) {
+            return;
+        }
+        let arenas = i32::try_from(threads + 1).unwrap_or(i32::MAX);
+        for (parameter, value) in [
+            (libc::M_MMAP_MAX, 0),
+            (libc::M_TRIM_THRESHOLD, i32::MAX),
+            (libc::M_TOP_PAD, 64 << 20),
+            (libc::M_ARENA_MAX, arenas),
+        ] {
+            // SAFETY: `mallopt` takes any parameter and value, and refuses some.
+            unsafe { libc::mallopt(parameter, value) };
+        }
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = threads;
+}
+
 pub fn run(args: Args) -> Result {
+    let options = args.options.build();
+    settle_process(options.threads);
     let name = args
         .name
         .or_else(|| Some(args.output.file_name()?.to_str()?.to_owned()));
@@ -171,7 +208,6 @@ pub fn run(args: Args) -> Result {
         cuda: args.device == DeviceName::Cuda,
         output: args.output,
     };
-    let options = args.options.build();
     let log_path = args
         .log
         .unwrap_or_else(|| job.output.join("training/log.jsonl"));
