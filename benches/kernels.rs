@@ -1,7 +1,7 @@
 //! The encoder's parts one by one, on one thread, in the shapes of the shipped
 //! model: `cargo bench --bench kernels` (`-- --quick` for a first look).
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use lyhord::Precision;
 use lyhord::model::kernels::{
     Activation, AddNorm, AttentionHead, BiasActivation, Gemm, Linear, SimdOp, feed_forward,
@@ -153,4 +153,13 @@ fn tokeniser(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, matrix_products, attention, rows, tokeniser);
-criterion_main!(benches);
+
+fn main() {
+    // A product alone would be shared between all cores.
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build_global()
+        .expect("no pool has been started yet");
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

@@ -114,10 +114,11 @@ pub fn read_groupings(path: impl AsRef<Path>) -> Result<Vec<Grouping>> {
         .headers()
         .map_err(|error| invalid(unreadable(&error)))?
         .clone();
+    // What stands there instead is not told: it could be a report.
     let ids = header.iter().position(|name| name == ID).ok_or_else(|| {
-        let columns: Vec<&str> = header.iter().collect();
-        let columns = columns.join(", ");
-        invalid(format!("no column `{ID}` among the columns: {columns}"))
+        invalid(format!(
+            "line 1: no column `{ID}`; the first line must hold the columns' names, separated by commas"
+        ))
     })?;
     let mut groupings: Vec<Grouping> = header
         .iter()

@@ -14,6 +14,7 @@ use rten_gemm::{GemmError, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, Pa
 use rten_simd::SimdOp;
 use rten_tensor::Matrix;
 use serde::{Deserialize, Serialize};
+use std::mem::MaybeUninit;
 
 /// The number format of the encoder's matrix products.
 ///
@@ -191,12 +192,14 @@ impl Int8Weight {
         let inputs = self.weight.rows();
         let view = Matrix::from_slice_with_strides([rows, inputs], &input.values, [inputs, 1])
             .map_err(|_| refused(GemmError::KSizeMismatch))?;
-        gemm.gemm(
-            sums,
-            GemmInputA::Unpacked(view),
-            GemmInputB::Packed(&self.weight),
-            GemmOptions::default(),
-        )
+        within_a_page(|| {
+            gemm.gemm(
+                sums,
+                GemmInputA::Unpacked(view),
+                GemmInputB::Packed(&self.weight),
+                GemmOptions::default(),
+            )
+        })
         .map_err(refused)
     }
 
@@ -342,6 +345,23 @@ impl Linear {
         }
         Ok(())
     }
+}
+
+/// Calls `work` with its stack beginning at the top of a page.
+///
+/// The int8 kernel for AVX2 of rten-gemm 0.27 keeps a sum on the stack between
+/// steps. Where that lies across two pages, which depends on how deep the calls go
+/// before it, the feed-forward part takes 2.3 times as long.
+#[inline(never)]
+fn within_a_page<T>(work: impl FnOnce() -> T) -> T {
+    /// A local of this type makes the compiler align the stack below it.
+    #[repr(align(4096))]
+    struct Page(#[expect(dead_code, reason = "only its place matters")] u8);
+    let page = MaybeUninit::<Page>::uninit();
+    std::hint::black_box(&page);
+    let done = work();
+    std::hint::black_box(&page);
+    done
 }
 
 /// For each input the factor that makes it and its weights equally hard to

@@ -60,6 +60,10 @@ pub struct TrainJob {
 /// data and writes the bundle. Run again after an interruption, it goes on from
 /// the last checkpoint.
 ///
+/// Texts are spread over threads, so a program does well to set
+/// `CANDLE_NUM_THREADS=1` before candle starts its own, and to keep its allocator
+/// from giving memory back to the system at every step, as `lyhord train` does.
+///
 /// # Errors
 ///
 /// Those of reading data, taxonomy and base, [`ErrorKind::InvalidData`] for fewer
