@@ -35,7 +35,7 @@ fn throughput(criterion: &mut Criterion) {
                 .embedded()
                 .expect("a model is built in");
             for tokens in [20, 60, 160, 512, 2000] {
-                let reports = reports(&classifier, tokens, (8000 / tokens).max(8));
+                let reports = reports(&classifier, tokens, (4000 / tokens).max(4));
                 group.throughput(Throughput::Elements(reports.len() as u64));
                 let name = format!("{tokens} tokens, threads");
                 group.bench_with_input(

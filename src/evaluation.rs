@@ -12,6 +12,7 @@
 //! five folds, each without the texts that it is then measured on.
 
 use crate::assessment::ModelInfo;
+use crate::bulk::guess_delimiter;
 use crate::classifier::Classifier;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::calibration::{Calibration, Decision, HeadProbabilities, RawLogits, argmax};
@@ -81,9 +82,9 @@ pub struct Grouping {
     pub groups: BTreeMap<String, String>,
 }
 
-/// Reads what else is known of labelled reports: a CSV file, separated by commas,
-/// with a column `id` and any other columns. Each of them parts the reports; an
-/// empty cell says nothing.
+/// Reads what else is known of labelled reports: a CSV file in UTF-8 with a column
+/// `id` and any other columns, separated by commas, semicolons or tabs. Each of the
+/// other columns parts the reports; an empty cell says nothing.
 ///
 /// # Errors
 ///
@@ -109,7 +110,13 @@ pub fn read_groupings(path: impl AsRef<Path>) -> Result<Vec<Grouping>> {
     };
     let bytes = std::fs::read(path).map_err(|error| Error::io(path, "read", error))?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let mut reader = csv::Reader::from_reader(bytes);
+    let first = bytes
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default();
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(guess_delimiter(first))
+        .from_reader(bytes);
     let header = reader
         .headers()
         .map_err(|error| invalid(unreadable(&error)))?
@@ -117,7 +124,7 @@ pub fn read_groupings(path: impl AsRef<Path>) -> Result<Vec<Grouping>> {
     // What stands there instead is not told: it could be a report.
     let ids = header.iter().position(|name| name == ID).ok_or_else(|| {
         invalid(format!(
-            "line 1: no column `{ID}`; the first line must hold the columns' names, separated by commas"
+            "line 1: no column `{ID}`; the first line must hold the columns' names"
         ))
     })?;
     let mut groupings: Vec<Grouping> = header
@@ -1225,8 +1232,10 @@ mod tests {
         assert_eq!(groupings[0].by, "writer");
         assert_eq!(groupings[0].groups, [("1".into(), "staff".into())].into());
         assert_eq!(groupings[1].groups.len(), 2);
+        let by_semicolons = read(b"writer;id;style\r\nstaff;1;formal\r\n;2;plain\r\n");
+        assert_eq!(by_semicolons.unwrap(), groupings);
         for (content, fault) in [
-            (&b"name;writer\n1;staff\n"[..], "no column `id`"),
+            (&b"name,writer\n1,staff\n"[..], "no column `id`"),
             (
                 b"id,writer\n1,staff\n1,self\n",
                 "line 3: the id \"1\" stands twice",

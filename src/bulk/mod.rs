@@ -19,6 +19,7 @@ mod write;
 
 pub use backlog::Backlog;
 pub use output::OutputFile;
+pub(crate) use read::guess_delimiter;
 pub use read::{
     Input, InputFormat, Kept, MAX_TEXT_BYTES, Place, ReadOptions, Rejection, Row, Rows,
     find_inputs, rows,

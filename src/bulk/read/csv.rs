@@ -248,7 +248,7 @@ fn first_record(reader: &mut dyn BufRead) -> io::Result<Vec<u8>> {
 }
 
 /// The commonest separator outside quotes; of equally common ones the first.
-fn guess_delimiter(record: &[u8]) -> u8 {
+pub(crate) fn guess_delimiter(record: &[u8]) -> u8 {
     let mut counts = [(b';', 0), (b',', 0), (b'\t', 0)];
     let mut quoted = false;
     for byte in record {

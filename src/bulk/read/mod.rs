@@ -10,6 +10,7 @@ mod source;
 mod text;
 mod xlsx;
 
+pub(crate) use csv::guess_delimiter;
 pub use find::find_inputs;
 
 use crate::error::{Error, ErrorKind, Result};
