@@ -406,6 +406,8 @@ pub fn evaluate(
     reports: &[LabelledReport],
     options: &EvaluationOptions,
 ) -> Result<Evaluation> {
+    // What is known at once is said before what takes minutes.
+    check_groupings(&options.groupings, reports)?;
     let inputs: Vec<Report> = reports
         .iter()
         .map(|report| Report::new(report.text.clone()).with_id(report.id.clone()))
@@ -453,7 +455,6 @@ pub(crate) fn measure(
             ),
         ));
     }
-    check_groupings(&options.groupings, reports)?;
     let calibrations = if options.cross_fit {
         let targets: Vec<_> = reports
             .iter()
