@@ -5,6 +5,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lyhord::{Classifier, ClassifierOptions, Precision, Report};
 use std::process::Command;
+use std::time::Duration;
 
 /// Reports of about `tokens` tokens each, out of the words of the dev reports.
 fn reports(classifier: &Classifier, tokens: usize, count: usize) -> Vec<Report> {
@@ -25,7 +26,11 @@ fn reports(classifier: &Classifier, tokens: usize, count: usize) -> Vec<Report> 
 }
 
 fn throughput(criterion: &mut Criterion) {
-    for precision in [Precision::Int8, Precision::F32] {
+    let lengths: [(_, &[usize]); 2] = [
+        (Precision::Int8, &[20, 60, 160, 512, 2000]),
+        (Precision::F32, &[160]),
+    ];
+    for (precision, lengths) in lengths {
         let mut group = criterion.benchmark_group(format!("texts, {precision}"));
         group.sample_size(10);
         for threads in [1, 2] {
@@ -34,8 +39,8 @@ fn throughput(criterion: &mut Criterion) {
                 .precision(precision)
                 .embedded()
                 .expect("a model is built in");
-            for tokens in [20, 60, 160, 512, 2000] {
-                let reports = reports(&classifier, tokens, (4000 / tokens).max(4));
+            for &tokens in lengths {
+                let reports = reports(&classifier, tokens, (1000 / tokens).max(2));
                 group.throughput(Throughput::Elements(reports.len() as u64));
                 let name = format!("{tokens} tokens, threads");
                 group.bench_with_input(
@@ -93,5 +98,9 @@ fn memory(_: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, throughput, one_text, cold_start, memory);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().measurement_time(Duration::from_secs(2)).nresamples(10_000);
+    targets = throughput, one_text, cold_start, memory
+}
 criterion_main!(benches);

@@ -7,6 +7,7 @@ use lyhord::model::kernels::{
     Activation, AddNorm, AttentionHead, BiasActivation, Gemm, Linear, SimdOp, feed_forward,
 };
 use std::hint::black_box;
+use std::time::Duration;
 
 const HIDDEN: usize = 384;
 const INNER: usize = 1536;
@@ -152,7 +153,11 @@ fn tokeniser(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, matrix_products, attention, rows, tokeniser);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().measurement_time(Duration::from_secs(2)).nresamples(10_000);
+    targets = matrix_products, attention, rows, tokeniser
+}
 
 fn main() {
     // A product alone would be shared between all cores.
