@@ -96,6 +96,10 @@ struct Options {
     /// [default: everything is trained]
     #[arg(long, value_name = "N")]
     freeze: Option<usize>,
+    /// Compute frozen layers at every step instead of once: slower, but texts can
+    /// still be varied and put together
+    #[arg(long, requires = "freeze")]
+    recompute_frozen: bool,
     /// Don't vary texts by typing errors and the like
     #[arg(long)]
     no_augment: bool,
@@ -134,6 +138,7 @@ impl Options {
         set(&mut options.threads, self.threads);
         set(&mut options.checkpoint_minutes, self.checkpoint_minutes);
         options.freeze = self.freeze;
+        options.recompute_frozen = self.recompute_frozen;
         options.augment = !self.no_augment;
         options
     }

@@ -58,8 +58,12 @@ pub struct TrainOptions {
     pub compose: bool,
     /// Keeps the embeddings and this many of the lowest layers fixed. With one
     /// or more the hidden states after them are computed once, so texts are
-    /// neither varied nor put together. Default none: everything is trained.
+    /// neither varied nor put together, unless [`Self::recompute_frozen`] is
+    /// set. Default none: everything is trained.
     pub freeze: Option<usize>,
+    /// Computes frozen layers anew at every step, so that texts can still be
+    /// varied and put together; slower. Default false.
+    pub recompute_frozen: bool,
     /// Epochs without a better score on the dev data before training stops.
     /// Default 2.
     pub patience: u64,
@@ -96,6 +100,7 @@ impl Default for TrainOptions {
             augment: true,
             compose: true,
             freeze: None,
+            recompute_frozen: false,
             patience: 2,
             seed: 1,
             threads: 2,

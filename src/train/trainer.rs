@@ -329,7 +329,8 @@ pub(crate) fn fine_tune(
         encoder: &base.config,
         window: &window,
     };
-    let network = Network::new(base.config.clone(), Arc::clone(taxonomy), frozen);
+    let cached = if options.recompute_frozen { 0 } else { frozen };
+    let network = Network::new(base.config.clone(), Arc::clone(taxonomy), cached);
     let mut parameters = base.parameters(options, device)?;
     network::add_heads(
         &mut parameters,
@@ -363,7 +364,7 @@ pub(crate) fn fine_tune(
         cache: None,
     };
     let fixed = parameters.fixed()?;
-    if frozen > 0 {
+    if cached > 0 {
         trainer.cache = Some(trainer.frozen_states(&parameters.averaged(&fixed)?)?);
     }
     trainer.run(&mut parameters, &fixed, output, events)
