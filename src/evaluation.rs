@@ -786,7 +786,7 @@ fn head_evaluation(head: &Head, judged: &[&Judged], figures: Figures) -> HeadEva
 }
 
 /// Reports are in groups by their ids: these must be told apart and be known.
-fn check_groupings(groupings: &[Grouping], reports: &[LabelledReport]) -> Result<()> {
+pub(crate) fn check_groupings(groupings: &[Grouping], reports: &[LabelledReport]) -> Result<()> {
     let invalid = |message| Err(Error::new(ErrorKind::InvalidData, message));
     let mut ids = BTreeSet::new();
     for LabelledReport { id, .. } in reports {

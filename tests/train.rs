@@ -78,6 +78,7 @@ fn job(dir: &Path, output: &str) -> TrainJob {
         card: None,
         cuda: false,
         average_with: Vec::new(),
+        groups: None,
     }
 }
 
@@ -95,7 +96,10 @@ fn quick() -> TrainOptions {
 #[test]
 fn another_agency_trains_on_its_own_labels_without_touching_rust() {
     let dir = workshop();
-    let job = job(dir.path(), "model");
+    let mut job = job(dir.path(), "model");
+    let groups = dir.path().join("groups.csv");
+    fs::write(&groups, "id,channel\nt240,letter\nt241,letter\nt242,web\n").unwrap();
+    job.groups = Some(groups);
     let mut losses = Vec::new();
     let mut epochs = 0;
     let manifest = train(&job, &quick(), &mut |event| {
@@ -110,6 +114,8 @@ fn another_agency_trains_on_its_own_labels_without_touching_rust() {
     assert!(epochs >= 1);
     assert!(losses.last().unwrap() < &(0.5 * losses[0]), "{losses:?}");
     assert_eq!(manifest.name, "topics");
+    let card = fs::read_to_string(job.output.join("MODEL_CARD.md")).unwrap();
+    assert!(card.contains("letter") && card.contains("web"), "{card}");
 
     let classifier = Classifier::from_dir(&job.output).unwrap();
     let taxonomy = classifier.taxonomy();

@@ -181,7 +181,7 @@ def search(reports, extra, jobs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--snippets", action="store_true", help="train on snippets.train.jsonl as well")
-    parser.add_argument("--other-writers", action="store_true", help="and on reports.other-writers.train.jsonl and reports.more-writers.train.jsonl")
+    parser.add_argument("--other-writers", action="store_true", help="and on the three other files of reports to train on")
     parser.add_argument("--dev", nargs="+", default=["reports.dev"], metavar="NAME", help="files in fixtures to measure on (default reports.dev)")
     parser.add_argument("--share", type=float, default=1.0, help="train on this share of each file, evenly spread: for a learning curve")
     parser.add_argument("--c-areas", type=float, default=30.0, help="inverse regularisation of the risk areas (default %(default)s)")
@@ -194,7 +194,8 @@ def main():
     started = time.monotonic()
     reports = read("reports.train")
     if arguments.other_writers:
-        reports += read("reports.other-writers.train") + read("reports.more-writers.train")
+        for writers in ("other-writers", "more-writers", "voices"):
+            reports += read(f"reports.{writers}.train")
     extra = read("snippets.train") if arguments.snippets else []
     step = round(1 / arguments.share)
     reports, extra = reports[::step], extra[::step]

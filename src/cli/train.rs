@@ -44,6 +44,10 @@ pub struct Args {
     /// Markdown that the model card begins with
     #[arg(long, value_name = "FILE")]
     card: Option<PathBuf>,
+    /// What else is known of the dev reports, for figures by it in the model card:
+    /// a CSV file as `evaluate --groups` reads it
+    #[arg(long, value_name = "FILE")]
+    groups: Option<PathBuf>,
     /// Where to compute; cuda needs a build with --features candle-core/cuda
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
@@ -209,6 +213,7 @@ pub fn run(args: Args) -> Result {
             .collect::<Vec<_>>()
             .join(" "),
         card: args.card,
+        groups: args.groups,
         average_with: args.average_with,
         cuda: args.device == DeviceName::Cuda,
         output: args.output,

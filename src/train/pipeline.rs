@@ -7,7 +7,7 @@ use super::options::TrainOptions;
 use super::trainer::{self, Base, TrainEvent, TrainingData};
 use crate::classifier::ClassifierOptions;
 use crate::error::{Error, ErrorKind, Result};
-use crate::evaluation::{self, Evaluation, EvaluationOptions};
+use crate::evaluation::{self, Evaluation, EvaluationOptions, read_groupings};
 use crate::model::calibration::{Calibration, RawLogits};
 use crate::model::{BundleParts, INPUT_MAGNITUDES, MANIFEST, Manifest, NamedTensor, TensorType};
 use crate::report::Report;
@@ -47,6 +47,9 @@ pub struct TrainJob {
     pub command: String,
     /// What the model card says before its figures, in Markdown.
     pub card: Option<PathBuf>,
+    /// What else is known of the dev reports, for figures by it in the model
+    /// card, see [`read_groupings`].
+    pub groups: Option<PathBuf>,
     /// Whether to train on an NVIDIA GPU. It needs candle built with CUDA.
     pub cuda: bool,
     /// Bundles with the same shape and taxonomy, whose weights are averaged with
@@ -88,6 +91,7 @@ pub struct TrainJob {
 ///     version: "1.0.0".into(),
 ///     command: String::new(),
 ///     card: None,
+///     groups: None,
 ///     cuda: false,
 ///     average_with: Vec::new(),
 /// };
@@ -130,6 +134,9 @@ pub fn train(
             ),
         ));
     }
+    let groupings = job.groups.as_ref().map(read_groupings).transpose()?;
+    let groupings = groupings.unwrap_or_default();
+    evaluation::check_groupings(&groupings, &dev)?;
     let base = Base::load(&job.base)?;
     let device = match job.cuda {
         false => Device::Cpu,
@@ -144,7 +151,7 @@ pub fn train(
     let hashes = hashes(job)?;
     let mut averaged = Vec::new();
     let mut inputs = hashes.clone();
-    for path in &job.lexical_data {
+    for path in job.lexical_data.iter().chain(&job.groups) {
         inputs[path.display().to_string()] = hash(path)?.into();
     }
     for folder in &job.average_with {
@@ -222,6 +229,7 @@ pub fn train(
     let fitted = calibration::fit(&taxonomy, &raw, &targets, &FitOptions::default())?;
     let how = EvaluationOptions {
         cross_fit: true,
+        groupings,
         ..EvaluationOptions::default()
     };
     let evaluation = evaluation::measure(&taxonomy, classifier.model(), &fitted, &dev, &raw, &how)?;
