@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::calibration::{Calibration, Decision, HeadProbabilities, RawLogits, argmax};
 use crate::report::Report;
 use crate::taxonomy::{Head, HeadKind, Taxonomy};
-use crate::train::calibration::{FOLDS, FitOptions, cross_fit};
+use crate::train::calibration::{FOLDS, FitOptions, TOP_RECALL, cross_fit};
 use crate::train::metrics::{
     CALIBRATION_BINS, Confusion, Counts, average_precision, bootstrap, brier,
     expected_calibration_error, mean,
@@ -43,7 +43,7 @@ pub use crate::train::metrics::Interval;
 /// options.cross_fit = true;
 /// assert_eq!((options.bootstrap, options.seed), (1000, 1));
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct EvaluationOptions {
     /// Whether to fit the calibration again on the given reports, in five
@@ -51,6 +51,10 @@ pub struct EvaluationOptions {
     /// reports whose place leaves another remainder by five. Default: no, the
     /// model's own calibration is measured.
     pub cross_fit: bool,
+    /// The recall of an ordered head's two highest levels together that
+    /// cross-fitted thresholds must reach on the reports they are fitted to.
+    /// Default [`TOP_RECALL`].
+    pub top_recall: f64,
     /// How often to draw the reports again for the intervals; 0 for none.
     /// Default 1000.
     pub bootstrap: usize,
@@ -168,6 +172,7 @@ impl Default for EvaluationOptions {
     fn default() -> Self {
         Self {
             cross_fit: false,
+            top_recall: TOP_RECALL,
             bootstrap: 1000,
             seed: 1,
             groupings: Vec::new(),
@@ -460,7 +465,12 @@ pub(crate) fn measure(
             .iter()
             .map(|report| report.targets.clone())
             .collect();
-        cross_fit(taxonomy, raw, &targets, &FitOptions::default())?
+        cross_fit(
+            taxonomy,
+            raw,
+            &targets,
+            &FitOptions::with_top_recall(options.top_recall)?,
+        )?
     } else {
         vec![calibration.clone()]
     };

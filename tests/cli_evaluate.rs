@@ -87,3 +87,28 @@ fn what_cannot_be_parted_is_refused_and_named() {
             );
     }
 }
+
+#[test]
+fn cross_fitted_thresholds_aim_at_the_recall_that_is_asked_for() {
+    let folder = folder();
+    let recall = |aim: &str| {
+        let output = evaluate(folder.path())
+            .args(["a.jsonl", "b.jsonl", "--cross-fit", "--format", "json"])
+            .args(["--top-recall", aim])
+            .assert()
+            .success();
+        let evaluation: Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+        let figures = &evaluation["heads"]["severity"]["figures"];
+        figures["top_recall"]["value"].as_f64().unwrap()
+    };
+    assert!(recall("0") < recall("1"));
+    evaluate(folder.path())
+        .args(["a.jsonl", "--cross-fit", "--top-recall", "1.5"])
+        .assert()
+        .code(1)
+        .stderr(predicate::str::contains("from 0 to 1"));
+    evaluate(folder.path())
+        .args(["a.jsonl", "--top-recall", "0.9"])
+        .assert()
+        .code(2);
+}

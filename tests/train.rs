@@ -79,6 +79,7 @@ fn job(dir: &Path, output: &str) -> TrainJob {
         cuda: false,
         average_with: Vec::new(),
         groups: None,
+        top_recall: lyhord::train::TOP_RECALL,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Exit, Result, model};
 use lyhord::evaluation::{EvaluationOptions, evaluate, read_groupings};
+use lyhord::train::TOP_RECALL;
 use lyhord::{ClassifierOptions, Precision};
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,6 +24,10 @@ pub struct Args {
     /// on the reports it has not seen
     #[arg(long)]
     cross_fit: bool,
+    /// With --cross-fit: the recall that the two highest levels of severity must
+    /// reach on the reports that are fitted to
+    #[arg(long, value_name = "SHARE", default_value_t = TOP_RECALL, requires = "cross_fit")]
+    top_recall: f64,
     /// The number format of the encoder: f32 is exact, int8 faster
     #[arg(long, value_name = "FORMAT")]
     precision: Option<Precision>,
@@ -57,6 +62,7 @@ pub fn run(args: Args) -> Result {
         options.groupings = read_groupings(path)?;
     }
     options.cross_fit = args.cross_fit;
+    options.top_recall = args.top_recall;
     options.bootstrap = args.bootstrap;
     options.seed = args.seed;
     let evaluation = evaluate(&classifier, &reports, &options)?;

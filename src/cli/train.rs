@@ -2,7 +2,7 @@
 
 use super::{Exit, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use lyhord::train::{TrainEvent, TrainJob, TrainOptions, train};
+use lyhord::train::{TOP_RECALL, TrainEvent, TrainJob, TrainOptions, train};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
@@ -48,6 +48,10 @@ pub struct Args {
     /// a CSV file as `evaluate --groups` reads it
     #[arg(long, value_name = "FILE")]
     groups: Option<PathBuf>,
+    /// The recall that the two highest levels of severity, or of another ordered
+    /// head, must reach on the dev data: more finds more and costs false alarms
+    #[arg(long, value_name = "SHARE", default_value_t = TOP_RECALL)]
+    top_recall: f64,
     /// Where to compute; cuda needs a build with --features candle-core/cuda
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
@@ -214,6 +218,7 @@ pub fn run(args: Args) -> Result {
             .join(" "),
         card: args.card,
         groups: args.groups,
+        top_recall: args.top_recall,
         average_with: args.average_with,
         cuda: args.device == DeviceName::Cuda,
         output: args.output,

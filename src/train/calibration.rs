@@ -14,6 +14,16 @@ use crate::taxonomy::{Head, HeadKind, Taxonomy};
 use crate::train::data::Target;
 use crate::train::metrics::{Confusion, Counts, mean};
 
+/// The recall of an ordered head's two highest levels together that its
+/// thresholds are fitted to reach unless something else is asked for.
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(lyhord::train::TOP_RECALL, 0.92);
+/// ```
+pub const TOP_RECALL: f64 = 0.92;
+
 /// How [`fit`] weighs what it fits. The defaults are meant for some hundreds
 /// of texts.
 #[derive(Clone, Debug)]
@@ -39,10 +49,26 @@ impl Default for FitOptions {
         Self {
             weight_penalty: 0.01,
             bias_penalty: 1.0,
-            top_recall: 0.92,
+            top_recall: TOP_RECALL,
             rare_share: 0.25,
             rare_beta: 2.0,
         }
+    }
+}
+
+impl FitOptions {
+    /// The defaults with another recall to reach.
+    pub(crate) fn with_top_recall(top_recall: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&top_recall) {
+            return Err(Error::new(
+                ErrorKind::InvalidOption,
+                format!("the recall to reach is {top_recall}; it must be from 0 to 1"),
+            ));
+        }
+        Ok(Self {
+            top_recall,
+            ..Self::default()
+        })
     }
 }
 

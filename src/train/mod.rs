@@ -16,6 +16,7 @@ mod parameters;
 mod pipeline;
 mod trainer;
 
+pub use calibration::TOP_RECALL;
 pub use data::{Evidence, LabelledReport, Target, read_labelled};
 pub use options::TrainOptions;
 pub use pipeline::{TrainJob, train};

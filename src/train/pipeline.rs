@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What to train on, from what, and where to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TrainJob {
     /// Files of labelled reports to train on, see [`read_labelled`].
     pub data: Vec<PathBuf>,
@@ -50,6 +50,10 @@ pub struct TrainJob {
     /// What else is known of the dev reports, for figures by it in the model
     /// card, see [`read_groupings`].
     pub groups: Option<PathBuf>,
+    /// The recall of an ordered head's two highest levels together that its
+    /// thresholds must reach on the dev data, from 0 to 1, see
+    /// [`TOP_RECALL`](super::TOP_RECALL). More of it costs false alarms.
+    pub top_recall: f64,
     /// Whether to train on an NVIDIA GPU. It needs candle built with CUDA.
     pub cuda: bool,
     /// Bundles with the same shape and taxonomy, whose weights are averaged with
@@ -92,6 +96,7 @@ pub struct TrainJob {
 ///     command: String::new(),
 ///     card: None,
 ///     groups: None,
+///     top_recall: lyhord::train::TOP_RECALL,
 ///     cuda: false,
 ///     average_with: Vec::new(),
 /// };
@@ -123,6 +128,7 @@ pub fn train(
     let lexical_data = read_all(&lexical_paths, &taxonomy)?;
     let dev = read_all(&job.dev, &taxonomy)?;
     options.check()?;
+    let fit = FitOptions::with_top_recall(job.top_recall)?;
     apart(&lexical_data, &dev)?;
     if dev.len() < calibration::FOLDS {
         return Err(Error::new(
@@ -210,6 +216,7 @@ pub fn train(
             "seed": options.seed,
             "options": options,
             "inputs": inputs,
+            "top_recall": job.top_recall,
             "texts": { "train": data.len(), "lexical": lexical_data.len(), "dev": dev.len() },
             "best_epoch": trained.best_epoch,
             "steps": trained.steps,
@@ -226,10 +233,11 @@ pub fn train(
         .map(|(_, raw)| raw)
         .collect::<Result<_>>()?;
     let targets: Vec<Vec<Option<Target>>> = dev.iter().map(|r| r.targets.clone()).collect();
-    let fitted = calibration::fit(&taxonomy, &raw, &targets, &FitOptions::default())?;
+    let fitted = calibration::fit(&taxonomy, &raw, &targets, &fit)?;
     let how = EvaluationOptions {
         cross_fit: true,
         groupings,
+        top_recall: job.top_recall,
         ..EvaluationOptions::default()
     };
     let evaluation = evaluation::measure(&taxonomy, classifier.model(), &fitted, &dev, &raw, &how)?;
