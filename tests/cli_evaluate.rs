@@ -105,7 +105,7 @@ fn cross_fitted_thresholds_aim_at_the_recall_that_is_asked_for() {
     evaluate(folder.path())
         .args(["a.jsonl", "--cross-fit", "--top-recall", "1.5"])
         .assert()
-        .code(1)
+        .code(2)
         .stderr(predicate::str::contains("from 0 to 1"));
     evaluate(folder.path())
         .args(["a.jsonl", "--top-recall", "0.9"])
