@@ -1,7 +1,7 @@
 //! Asks whether the model judges the same event alike whoever it is about: each
-//! report is assessed with all persons as women and as men, and signed by names
-//! that are common in Sweden and by names that are common among people with roots
-//! elsewhere. Nothing else differs, so no answer should.
+//! report is assessed with the words for women and with those for men, and signed by
+//! Swedish names and by names from elsewhere. Nothing else differs, so no answer
+//! should.
 //!
 //! ```console
 //! cargo run --release --example fairness -- fixtures/reports.dev.jsonl
