@@ -1,15 +1,27 @@
 //! Scaled dot-product attention (Vaswani et al. 2017) of one head, fused:
 //! scores, softmax and weighted sum of a few queries at a time, so that the
-//! scores never leave the first cache.
+//! scores never leave the nearest caches.
+//!
+//! In the scores a lane of a vector is a query, so maxima and sums of the
+//! softmax need no step across lanes and keys no transposition. In the weighted
+//! sums a lane is a column of the values. Each part is dispatched by itself:
+//! together they have more live values than registers, and a sum that the
+//! compiler keeps in memory costs more than the call.
 
 use super::gemm::grown;
-use super::ops::{exp_of_negative, largest};
-use rten_simd::ops::{BitOps, NumOps};
-use rten_simd::{Isa, SimdOp};
+use super::ops::exp2_of_negative;
+use rten_simd::ops::{BitOps, FloatOps, NumOps};
+use rten_simd::{Isa, Simd, SimdOp};
 use std::ops::Range;
 
-/// Queries that are computed together. With two vectors each, their partial
-/// sums fill the 16 registers of AVX2 and hide the latency of AVX-512.
+/// Queries, in vectors, that are scored together.
+const VECTORS: usize = 3;
+
+/// Keys that are scored together. With [`VECTORS`] queries each, their sums fit
+/// the 16 registers of AVX2 and hide the latency of its successors.
+const KEYS: usize = 3;
+
+/// Queries whose values are summed together, in two vectors each.
 pub(super) const ROWS: usize = 6;
 
 /// Numbers in a cache line.
@@ -41,180 +53,243 @@ impl SimdOp for AttentionHead<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let ops = isa.f32();
-        let lanes = ops.len();
+        let lanes = isa.f32().len();
         let Self {
             qkv,
             context,
             tokens,
-            queries: rows_wanted,
+            queries: wanted,
             hidden,
             offset,
             size,
             scratch,
         } = self;
         let stride = 3 * hidden;
-        // Whole vectors of keys, and of values where the size is no multiple.
-        let padded = tokens.next_multiple_of(lanes.max(LINE));
+        let block = VECTORS * lanes;
+        let padded = tokens.next_multiple_of(KEYS);
         let value_width = size.next_multiple_of(lanes.max(LINE));
-        let needed = size * padded + tokens * value_width + ROWS * (padded + value_width + size);
-        // Vectors that begin with a cache line are read in half the time.
-        let aligned = grown(scratch, needed + LINE);
-        let start = aligned.as_ptr().align_offset(LINE * size_of::<f32>());
-        let aligned = &mut aligned[start.min(LINE)..];
-        let (keys, rest) = aligned.split_at_mut(size * padded);
-        let (values, rest) = rest.split_at_mut(tokens * value_width);
-        let (scores, rest) = rest.split_at_mut(ROWS * padded);
-        let (sums, rest) = rest.split_at_mut(ROWS * value_width);
-        let (queries, _) = rest[..ROWS * size].as_chunks_mut::<ROWS>();
+        let [keys, values, queries, weights, inverses] = parts(
+            scratch,
+            [
+                padded * size,
+                tokens * value_width,
+                size * block,
+                // The last rows' queries reach beyond a block where its width
+                // is no multiple of `ROWS`.
+                padded * block + ROWS,
+                block,
+            ],
+        );
 
-        // Keys are transposed, `[size, padded]`, so that a vector holds the same
-        // column of neighbouring keys.
-        for (token, row) in qkv.chunks_exact(stride).take(tokens).enumerate() {
-            let key = &row[hidden + offset..hidden + offset + size];
-            for (column, value) in key.iter().enumerate() {
-                keys[column * padded + token] = *value;
-            }
-            let value = &mut values[token * value_width..(token + 1) * value_width];
-            value[..size].copy_from_slice(&row[2 * hidden + offset..2 * hidden + offset + size]);
+        // Rows of `qkv` lie so far apart that few of them fit the first cache.
+        let rows = qkv.chunks_exact(stride).take(tokens);
+        let keys_and_values = keys
+            .chunks_exact_mut(size)
+            .zip(values.chunks_exact_mut(value_width));
+        for (row, (key, value)) in rows.zip(keys_and_values) {
+            key.copy_from_slice(&row[hidden + offset..][..size]);
+            value[..size].copy_from_slice(&row[2 * hidden + offset..][..size]);
             value[size..].fill(0.0);
         }
         // Behind the last key stands itself again, which changes no maximum.
-        for row in keys.chunks_exact_mut(padded) {
-            let last = row[tokens - 1];
-            row[tokens..].fill(last);
+        for row in tokens..padded {
+            keys.copy_within((tokens - 1) * size..tokens * size, row * size);
         }
-        let scale = (size as f32).sqrt().recip();
+        // The softmax is taken of powers of two.
+        let scale = std::f32::consts::LOG2_E / (size as f32).sqrt();
 
-        let count = rows_wanted.len();
-        let rows = ROWS.min(count);
-        let mut first = 0;
-        while first < count {
-            // The last rows may be computed twice; they come out the same.
-            let start = first.min(count - rows);
-            for row in 0..ROWS {
-                let token = rows_wanted.start + start + row.min(rows - 1);
+        let mut first = wanted.start;
+        while first < wanted.end {
+            let count = block.min(wanted.end - first);
+            let vectors = count.div_ceil(lanes);
+            // The last query fills its vector up.
+            for lane in 0..vectors * lanes {
+                let token = first + lane.min(count - 1);
                 let query = &qkv[token * stride + offset..][..size];
-                for (packed, value) in queries.iter_mut().zip(query) {
-                    packed[row] = *value;
+                for (column, value) in queries.chunks_exact_mut(block).zip(query) {
+                    column[lane] = value * scale;
                 }
             }
-            let max = score(isa, queries, keys, padded, scores);
-            let mut inverse = [0.0; ROWS];
-            let rows_of_scores = scores.chunks_exact_mut(padded).zip(max);
-            for ((row, max), inverse) in rows_of_scores.zip(&mut inverse) {
-                *inverse = softmax(isa, row, tokens, max, scale);
+            Weights {
+                keys,
+                queries,
+                size,
+                tokens,
+                vectors,
+                weights,
+                inverses,
             }
-            weigh(isa, scores, padded, values, value_width, tokens, sums);
-            let results = sums.chunks_exact(value_width).zip(inverse).take(rows);
-            for (row, (sum, inverse)) in results.enumerate() {
-                let out = &mut context[(start + row) * hidden + offset..][..size];
-                for (out, sum) in out.iter_mut().zip(sum) {
-                    *out = sum * inverse;
+            .dispatch();
+            for begin in (0..count).step_by(ROWS) {
+                let rows = ROWS.min(count - begin);
+                let row = first - wanted.start + begin;
+                WeightedSums {
+                    weights: &weights[begin..],
+                    inverses: &inverses[begin..begin + rows],
+                    values,
+                    value_width,
+                    tokens,
+                    out: &mut context[row * hidden + offset..],
+                    stride: hidden,
+                    size,
                 }
+                .dispatch();
             }
-            first += ROWS;
+            first += count;
         }
     }
 }
 
-/// `scores` `[ROWS, padded]` of a few queries, `[size, ROWS]`, against `keys`
-/// `[size, padded]`, and the largest of each row.
-#[inline(always)]
-fn score<I: Isa>(
-    isa: I,
-    queries: &[[f32; ROWS]],
-    keys: &[f32],
-    padded: usize,
-    scores: &mut [f32],
-) -> [f32; ROWS] {
-    let ops = isa.f32();
-    let lanes = ops.len();
-    let mut max = [ops.splat(f32::NEG_INFINITY); ROWS];
-    let mut column = 0;
-    while column < padded {
-        // Two vectors of keys at a time, one at the end.
-        let second = if column + lanes < padded { lanes } else { 0 };
-        let mut low = [ops.zero(); ROWS];
-        let mut high = [ops.zero(); ROWS];
-        for (row, query) in keys.chunks_exact(padded).zip(queries) {
-            let a = ops.load(&row[column..]);
-            let b = ops.load(&row[column + second..]);
-            for r in 0..ROWS {
-                let q = ops.splat(query[r]);
-                low[r] = ops.mul_add(q, a, low[r]);
-                high[r] = ops.mul_add(q, b, high[r]);
-            }
-        }
-        for r in 0..ROWS {
-            let row = &mut scores[r * padded..(r + 1) * padded];
-            ops.store(low[r], &mut row[column..]);
-            ops.store(high[r], &mut row[column + second..]);
-            max[r] = ops.max(max[r], ops.max(low[r], high[r]));
-        }
-        column += 2 * lanes;
-    }
-    max.map(largest)
+/// Slices of these lengths out of a buffer that grows to hold them. Each begins
+/// with a cache line: such vectors are read in half the time.
+fn parts<const N: usize>(buffer: &mut Vec<f32>, lengths: [usize; N]) -> [&mut [f32]; N] {
+    let whole_lines = |length: usize| length.next_multiple_of(LINE);
+    let needed: usize = lengths.iter().copied().map(whole_lines).sum();
+    let buffer = grown(buffer, needed + LINE);
+    let start = buffer.as_ptr().align_offset(LINE * size_of::<f32>());
+    let mut rest = &mut buffer[start.min(LINE)..];
+    lengths.map(|length| {
+        let (part, behind) = std::mem::take(&mut rest).split_at_mut(whole_lines(length));
+        rest = behind;
+        &mut part[..length]
+    })
 }
 
-/// Turns a row of scores into `exp(scale * (score - max))`, 0 behind `tokens`,
-/// and gives the inverse of the sum.
-#[inline(always)]
-fn softmax<I: Isa>(isa: I, row: &mut [f32], tokens: usize, max: f32, scale: f32) -> f32 {
-    let ops = isa.f32();
-    let lanes = ops.len();
-    row[tokens..].fill(f32::NEG_INFINITY);
-    let max = ops.splat(max);
-    let scale = ops.splat(scale);
-    let mut sum = ops.zero();
-    for chunk in row.chunks_exact_mut(lanes) {
-        let x = ops.mul(ops.sub(ops.load(chunk), max), scale);
-        let y = exp_of_negative(isa, x);
-        sum = ops.add(sum, y);
-        ops.store(y, chunk);
-    }
-    ops.sum(sum).recip()
-}
-
-/// `sums` `[ROWS, width]`: the values `[tokens, width]` weighed by each row of
-/// `weights` `[ROWS, padded]`.
-#[inline(always)]
-fn weigh<I: Isa>(
-    isa: I,
-    weights: &[f32],
-    padded: usize,
-    values: &[f32],
-    width: usize,
+/// `weights` `[tokens, VECTORS vectors]`: for some queries, a lane each,
+/// `2^(score - largest score)` of each key, and the inverse of each query's sum.
+struct Weights<'a> {
+    /// `[tokens, size]` and up to whole [`KEYS`] rows more.
+    keys: &'a [f32],
+    /// `[size, VECTORS vectors]`
+    queries: &'a [f32],
+    size: usize,
     tokens: usize,
-    sums: &mut [f32],
-) {
-    let ops = isa.f32();
-    let lanes = ops.len();
-    let row = |r: usize| &weights[r * padded..r * padded + tokens];
-    let [w0, w1, w2, w3, w4, w5]: [&[f32]; ROWS] = std::array::from_fn(row);
-    let mut column = 0;
-    while column < width {
-        let second = if column + lanes < width { lanes } else { 0 };
-        let mut low = [ops.zero(); ROWS];
-        let mut high = [ops.zero(); ROWS];
-        // Iterators of one length each, so that nothing is checked in the loop.
-        let weights = w0.iter().zip(w1).zip(w2).zip(w3).zip(w4).zip(w5);
-        for (value, (((((w0, w1), w2), w3), w4), w5)) in values.chunks_exact(width).zip(weights) {
-            let a = ops.load(&value[column..]);
-            let b = ops.load(&value[column + second..]);
-            let weights = [*w0, *w1, *w2, *w3, *w4, *w5];
-            for r in 0..ROWS {
-                let weight = ops.splat(weights[r]);
-                low[r] = ops.mul_add(weight, a, low[r]);
-                high[r] = ops.mul_add(weight, b, high[r]);
+    /// Those with queries in them.
+    vectors: usize,
+    /// As many rows as `keys`.
+    weights: &'a mut [f32],
+    inverses: &'a mut [f32],
+}
+
+impl SimdOp for Weights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        match self.vectors {
+            1 => self.of_vectors::<I, 1>(isa),
+            2 => self.of_vectors::<I, 2>(isa),
+            _ => self.of_vectors::<I, VECTORS>(isa),
+        }
+    }
+}
+
+impl Weights<'_> {
+    #[inline(always)]
+    fn of_vectors<I: Isa, const N: usize>(self, isa: I) {
+        let ops = isa.f32();
+        let lanes = ops.len();
+        let block = VECTORS * lanes;
+        let size = self.size;
+
+        let mut max = [ops.splat(f32::NEG_INFINITY); N];
+        let keys = self.keys.chunks_exact(KEYS * size);
+        for (keys, scores) in keys.zip(self.weights.chunks_exact_mut(KEYS * block)) {
+            let mut sums = [[ops.zero(); N]; KEYS];
+            // Iterators of one length each, so that nothing is checked in the loop.
+            let (k0, keys) = keys.split_at(size);
+            let (k1, k2) = keys.split_at(size);
+            let columns = k0.iter().zip(k1).zip(k2);
+            for (query, ((k0, k1), k2)) in self.queries.chunks_exact(block).zip(columns) {
+                let query: [I::F32; N] = std::array::from_fn(
+                    #[inline(always)]
+                    |n| ops.load(&query[n * lanes..]),
+                );
+                for (sums, key) in sums.iter_mut().zip([k0, k1, k2]) {
+                    let key = ops.splat(*key);
+                    for n in 0..N {
+                        sums[n] = ops.mul_add(key, query[n], sums[n]);
+                    }
+                }
+            }
+            for (sums, scores) in sums.iter().zip(scores.chunks_exact_mut(block)) {
+                for n in 0..N {
+                    ops.store(sums[n], &mut scores[n * lanes..]);
+                    max[n] = ops.max(max[n], sums[n]);
+                }
             }
         }
-        for r in 0..ROWS {
-            let row = &mut sums[r * width..(r + 1) * width];
-            ops.store(low[r], &mut row[column..]);
-            ops.store(high[r], &mut row[column + second..]);
+
+        let mut sums = [ops.zero(); N];
+        for scores in self.weights.chunks_exact_mut(block).take(self.tokens) {
+            for n in 0..N {
+                let score = &mut scores[n * lanes..][..lanes];
+                let weight = exp2_of_negative(isa, ops.sub(ops.load(score), max[n]));
+                sums[n] = ops.add(sums[n], weight);
+                ops.store(weight, score);
+            }
         }
-        column += 2 * lanes;
+        for n in 0..N {
+            ops.store(ops.reciprocal(sums[n]), &mut self.inverses[n * lanes..]);
+        }
+    }
+}
+
+/// `out` `[queries, size]`: the values weighed by what [`Weights`] gave for at
+/// most [`ROWS`] queries.
+struct WeightedSums<'a> {
+    /// `[tokens, VECTORS vectors]`, from the first of the queries on.
+    weights: &'a [f32],
+    /// `[queries]`
+    inverses: &'a [f32],
+    /// `[tokens, value_width]`
+    values: &'a [f32],
+    /// `size` in whole vectors.
+    value_width: usize,
+    tokens: usize,
+    /// From the first of the columns on; rows are `stride` apart.
+    out: &'a mut [f32],
+    stride: usize,
+    size: usize,
+}
+
+impl SimdOp for WeightedSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let ops = isa.f32();
+        let lanes = ops.len();
+        let (block, width, size) = (VECTORS * lanes, self.value_width, self.size);
+        // One more beyond the last row's, so that each chunk has `ROWS` weights.
+        let weights = &self.weights[..(self.tokens - 1) * block + ROWS];
+        for column in (0..size).step_by(2 * lanes) {
+            let second = if column + lanes < width { lanes } else { 0 };
+            let mut low = [ops.zero(); ROWS];
+            let mut high = [ops.zero(); ROWS];
+            for (weights, value) in weights.chunks(block).zip(self.values.chunks_exact(width)) {
+                let a = ops.load(&value[column..]);
+                let b = ops.load(&value[column + second..]);
+                for r in 0..ROWS {
+                    let weight = ops.splat(weights[r]);
+                    low[r] = ops.mul_add(weight, a, low[r]);
+                    high[r] = ops.mul_add(weight, b, high[r]);
+                }
+            }
+            for (r, inverse) in self.inverses.iter().enumerate() {
+                let inverse = ops.splat(*inverse);
+                for (column, sum) in [(column, low[r]), (column + second, high[r])] {
+                    let out = &mut self.out[r * self.stride..];
+                    let sum = ops.mul(sum, inverse);
+                    if column + lanes <= size {
+                        ops.store(sum, &mut out[column..]);
+                    } else if column < size {
+                        let left = &mut out[column..size];
+                        left.copy_from_slice(&sum.to_array().as_ref()[..left.len()]);
+                    }
+                }
+            }
+        }
     }
 }
 
