@@ -371,7 +371,8 @@ impl Classifier {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidReport`] when the report has no text.
+    /// [`ErrorKind::InvalidReport`] when the report has no text, or nothing but
+    /// punctuation.
     ///
     /// # Examples
     ///
@@ -690,17 +691,28 @@ struct Prepared {
     windows: Vec<Window>,
 }
 
+/// Whether a character is more than space, punctuation or a mark for broken bytes.
+fn says_something(character: char) -> bool {
+    let is_mark = matches!(character, '\u{2000}'..='\u{206f}' | '\u{fffd}');
+    !(is_mark
+        || character.is_whitespace()
+        || character.is_control()
+        || character.is_ascii_punctuation())
+}
+
 impl Model {
     fn prepare(&self, report: &Report) -> Result<Prepared> {
         let text = NormalisedText::new(report.text());
-        let tokens = match text.as_str().trim().is_empty() {
-            true => Tokens::default(),
-            false => self.tokeniser.encode(text.as_str())?,
+        // A dash for "nothing written", or what is left of broken bytes, would be
+        // given a severity like any other text.
+        let tokens = match text.as_str().contains(says_something) {
+            true => self.tokeniser.encode(text.as_str())?,
+            false => Tokens::default(),
         };
         if tokens.ids.is_empty() {
             return Err(Error::new(
                 ErrorKind::InvalidReport,
-                "the report has no text",
+                "the report has no text: no letter, digit or symbol",
             ));
         }
         let window = &self.config.window;
