@@ -98,8 +98,7 @@ impl SimdOp for AttentionHead<'_> {
         // The softmax is taken of powers of two.
         let scale = std::f32::consts::LOG2_E / (size as f32).sqrt();
 
-        let mut first = wanted.start;
-        while first < wanted.end {
+        for first in wanted.clone().step_by(block) {
             let count = block.min(wanted.end - first);
             let vectors = count.div_ceil(lanes);
             // The last query fills its vector up.
@@ -135,7 +134,6 @@ impl SimdOp for AttentionHead<'_> {
                 }
                 .dispatch();
             }
-            first += count;
         }
     }
 }

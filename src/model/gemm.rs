@@ -221,8 +221,8 @@ impl Int8Weight {
     }
 }
 
-/// Tokens that go through an int8 layer, or the feed-forward part, together: their
-/// sums and what they are between the layers stay in the second cache.
+/// Tokens that go through a layer, or the feed-forward part, together: what is
+/// between product, rounding and activation stays in the second cache.
 const BLOCK_ROWS: usize = 48;
 
 /// `out = gelu(x W1ᵀ + b1) W2ᵀ + b2` for `x` `[rows, inputs]`; `between` is
@@ -317,30 +317,30 @@ impl Linear {
         activation: Activation,
         out: &mut [f32],
     ) -> Result<()> {
-        match &self.weight {
-            Packed::F32(weight) => {
-                let inputs = weight.rows();
-                gemm.float
-                    .gemm(
-                        out,
-                        GemmInputA::Unpacked(matrix(x, [rows, inputs], [inputs, 1])?),
-                        GemmInputB::Packed(weight),
-                        GemmOptions::default(),
-                    )
-                    .map_err(refused)?;
-                BiasActivation {
-                    values: out,
-                    bias: &self.bias,
-                    activation,
+        let inputs = x.len() / rows.max(1);
+        let blocks = x
+            .chunks(BLOCK_ROWS * inputs.max(1))
+            .zip(out.chunks_mut(BLOCK_ROWS * self.outputs()));
+        for (x, out) in blocks {
+            let rows = out.len() / self.outputs();
+            match &self.weight {
+                Packed::F32(weight) => {
+                    gemm.float
+                        .gemm(
+                            out,
+                            GemmInputA::Unpacked(matrix(x, [rows, inputs], [inputs, 1])?),
+                            GemmInputB::Packed(weight),
+                            GemmOptions::default(),
+                        )
+                        .map_err(refused)?;
+                    BiasActivation {
+                        values: out,
+                        bias: &self.bias,
+                        activation,
+                    }
+                    .dispatch();
                 }
-                .dispatch();
-            }
-            Packed::Int8(weight) => {
-                let blocks = x
-                    .chunks(BLOCK_ROWS * weight.factors.len())
-                    .zip(out.chunks_mut(BLOCK_ROWS * self.outputs()));
-                for (x, out) in blocks {
-                    let rows = out.len() / self.outputs();
+                Packed::Int8(weight) => {
                     gemm.quantise(x, rows, weight);
                     let sums = grown(&mut gemm.sums, out.len());
                     weight.product(&gemm.int8, &gemm.input, rows, sums)?;
