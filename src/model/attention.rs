@@ -227,8 +227,8 @@ impl Weights<'_> {
                 ops.store(weight, score);
             }
         }
-        for n in 0..N {
-            ops.store(ops.reciprocal(sums[n]), &mut self.inverses[n * lanes..]);
+        for (sum, inverses) in sums.iter().zip(self.inverses.chunks_exact_mut(lanes)) {
+            ops.store(ops.reciprocal(*sum), inverses);
         }
     }
 }

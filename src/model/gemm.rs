@@ -302,13 +302,20 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    fn inputs(&self) -> usize {
+        match &self.weight {
+            Packed::F32(weight) => weight.rows(),
+            Packed::Int8(weight) => weight.factors.len(),
+        }
+    }
+
     /// Columns of what [`Linear::forward`] writes.
     pub fn outputs(&self) -> usize {
         self.bias.len()
     }
 
     /// Applies the layer to `x` `[rows, inputs]` and writes `out`
-    /// `[rows, outputs]`.
+    /// `[rows, outputs]`; an error if they are of other lengths.
     pub fn forward(
         &self,
         gemm: &mut Gemm,
@@ -317,9 +324,20 @@ impl Linear {
         activation: Activation,
         out: &mut [f32],
     ) -> Result<()> {
-        let inputs = x.len() / rows.max(1);
+        let inputs = self.inputs();
+        if x.len() != rows * inputs || out.len() != rows * self.outputs() {
+            return Err(Error::new(
+                ErrorKind::Compute,
+                format!(
+                    "{rows} rows of {inputs} inputs and {} outputs were given {} and {} numbers",
+                    self.outputs(),
+                    x.len(),
+                    out.len()
+                ),
+            ));
+        }
         let blocks = x
-            .chunks(BLOCK_ROWS * inputs.max(1))
+            .chunks(BLOCK_ROWS * inputs)
             .zip(out.chunks_mut(BLOCK_ROWS * self.outputs()));
         for (x, out) in blocks {
             let rows = out.len() / self.outputs();
@@ -495,6 +513,20 @@ mod tests {
             let (exact, float, _) = both(rows, inputs, outputs);
             for (exact, float) in exact.iter().zip(&float) {
                 assert!((exact - float).abs() < 2e-4, "{exact} {float}");
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_of_other_lengths_are_refused() {
+        for precision in [Precision::F32, Precision::Int8] {
+            let mut gemm = Gemm::default();
+            let layer =
+                Linear::new(&gemm, &[1.0; 6], vec![0.0; 2], 3, &[], precision).expect("it fits");
+            for (inputs, outputs) in [(5, 4), (6, 3), (6, 5), (9, 4)] {
+                let (x, mut out) = (vec![1.0; inputs], vec![0.0; outputs]);
+                let refused = layer.forward(&mut gemm, &x, 2, Activation::None, &mut out);
+                assert_eq!(refused.unwrap_err().kind(), ErrorKind::Compute);
             }
         }
     }

@@ -199,9 +199,16 @@ pub(super) fn exp2_of_negative<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     let magic = ops.splat(12_582_912.0);
     let shifted = ops.add(x, magic);
     let r = ops.sub(x, ops.sub(shifted, magic));
-    // The polynomial of this degree with the least relative error, 9e-8.
-    let mut y = ops.splat(1.326_472_9e-3);
-    for coefficient in [9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147, 1.0] {
+    // With these two last coefficients, the polynomial of its degree with the
+    // least relative error, 1e-7.
+    let mut y = ops.splat(1.330_060_6e-3);
+    for coefficient in [
+        9.669_691e-3,
+        5.550_558_5e-2,
+        0.240_222_83,
+        std::f32::consts::LN_2,
+        1.0,
+    ] {
         y = ops.mul_add(y, r, ops.splat(coefficient));
     }
     // Times 2^k, by adding k to the exponent.
@@ -212,7 +219,7 @@ pub(super) fn exp2_of_negative<I: Isa>(isa: I, x: I::F32) -> I::F32 {
         .reinterpret_cast()
 }
 
-/// GELU with an error of at most 4e-5 to ±10 and 4e-6 of `x` beyond, far below a step
+/// GELU with an error of at most 5e-5 to ±10 and 4e-6 of `x` beyond, far below a step
 /// of u8, in a third of the exact one's work.
 #[inline(always)]
 fn rounded_gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
@@ -225,7 +232,7 @@ fn rounded_gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     // right at the bound, the one with the least error in GELU.
     let mut y = ops.splat(3.569_452_7e-11);
     for coefficient in [
-        -3.754_068_2e-9,
+        -3.754_068e-9,
         1.740_853_9e-7,
         -4.724_88e-6,
         8.429_314e-5,
@@ -541,7 +548,7 @@ mod tests {
         }
         .dispatch();
         for ((x, y), exact) in inputs.iter().zip(&rounded).zip(&exact) {
-            assert!((y - exact).abs() < 4e-5, "{x}: {y} {exact}");
+            assert!((y - exact).abs() < 5e-5, "{x}: {y} {exact}");
         }
     }
 
