@@ -6,7 +6,7 @@
 //! without handing work to other threads.
 
 use super::ops::{
-    Activation, BiasActivation, Dequantise, DequantiseRows, QuantiseRows, QuantisedRows,
+    Activation, BiasActivation, Dequantise, DequantiseRows, QuantiseRows, QuantisedRows, ROUNDER,
     Requantise, Rounding,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -225,8 +225,32 @@ impl Int8Weight {
 /// between product, rounding and activation stays in the second cache.
 const BLOCK_ROWS: usize = 48;
 
+/// `x` `[rows, inputs]` and `out` `[rows, outputs]` in blocks of [`BLOCK_ROWS`] rows,
+/// with how many each has; an error if they are of other lengths.
+fn blocks<'a>(
+    x: &'a [f32],
+    inputs: usize,
+    rows: usize,
+    out: &'a mut [f32],
+    outputs: usize,
+) -> Result<impl Iterator<Item = (&'a [f32], usize, &'a mut [f32])>> {
+    if x.len() != rows * inputs || out.len() != rows * outputs {
+        return Err(Error::new(
+            ErrorKind::Compute,
+            format!(
+                "{rows} rows of {inputs} inputs and {outputs} outputs were given {} and {} numbers",
+                x.len(),
+                out.len()
+            ),
+        ));
+    }
+    Ok(x.chunks(BLOCK_ROWS * inputs)
+        .zip(out.chunks_mut(BLOCK_ROWS * outputs))
+        .map(move |(x, out)| (x, out.len() / outputs, out)))
+}
+
 /// `out = gelu(x W1ᵀ + b1) W2ᵀ + b2` for `x` `[rows, inputs]`; `between` is
-/// room that only ever grows.
+/// room that only ever grows. An error if they are of other lengths.
 pub fn feed_forward(
     layers: [&Linear; 2],
     gemm: &mut Gemm,
@@ -236,11 +260,7 @@ pub fn feed_forward(
     out: &mut [f32],
 ) -> Result<()> {
     let [inner, outer] = layers;
-    let blocks = x
-        .chunks(BLOCK_ROWS * (x.len() / rows.max(1)).max(1))
-        .zip(out.chunks_mut(BLOCK_ROWS * outer.outputs()));
-    for (x, out) in blocks {
-        let rows = out.len() / outer.outputs();
+    for (x, rows, out) in blocks(x, inner.inputs(), rows, out, outer.outputs())? {
         match (&inner.weight, &outer.weight) {
             (Packed::Int8(first), Packed::Int8(second)) => {
                 let width = inner.outputs();
@@ -325,22 +345,7 @@ impl Linear {
         out: &mut [f32],
     ) -> Result<()> {
         let inputs = self.inputs();
-        if x.len() != rows * inputs || out.len() != rows * self.outputs() {
-            return Err(Error::new(
-                ErrorKind::Compute,
-                format!(
-                    "{rows} rows of {inputs} inputs and {} outputs were given {} and {} numbers",
-                    self.outputs(),
-                    x.len(),
-                    out.len()
-                ),
-            ));
-        }
-        let blocks = x
-            .chunks(BLOCK_ROWS * inputs)
-            .zip(out.chunks_mut(BLOCK_ROWS * self.outputs()));
-        for (x, out) in blocks {
-            let rows = out.len() / self.outputs();
+        for (x, rows, out) in blocks(x, inputs, rows, out, self.outputs())? {
             match &self.weight {
                 Packed::F32(weight) => {
                     gemm.float
@@ -429,9 +434,6 @@ fn floored(values: &[f32]) -> Option<impl Iterator<Item = f32>> {
 /// Divides each column of `weight` by its factor and rounds each row to whole
 /// numbers of at most `limit`, with one scale a row.
 fn quantise_weight(weight: &[f32], factors: &[f32], limit: f32) -> (Vec<i8>, Vec<f32>) {
-    // Adding it rounds ties to even, and the lowest byte is then the whole number.
-    // Starting the program would take twice the time with calls that do so.
-    const ROUNDER: f32 = 12_582_912.0;
     let inputs = factors.len();
     let mut quantised = Vec::with_capacity(weight.len());
     let mut scales = Vec::with_capacity(weight.len() / inputs.max(1));
@@ -445,6 +447,7 @@ fn quantise_weight(weight: &[f32], factors: &[f32], limit: f32) -> (Vec<i8>, Vec
             largest = if x.abs() > largest { x.abs() } else { largest };
         }
         let scale = (largest / limit).max(f32::MIN_POSITIVE);
+        // Calls that round would make the program's start take twice the time.
         let rounded = |x: &f32| ((x / scale).clamp(-limit, limit) + ROUNDER).to_bits() as i8;
         quantised.extend(divided.iter().map(rounded));
         scales.push(scale);
@@ -523,9 +526,14 @@ mod tests {
             let mut gemm = Gemm::default();
             let layer =
                 Linear::new(&gemm, &[1.0; 6], vec![0.0; 2], 3, &[], precision).expect("it fits");
+            let outer =
+                Linear::new(&gemm, &[1.0; 4], vec![0.0; 2], 2, &[], precision).expect("it fits");
             for (inputs, outputs) in [(5, 4), (6, 3), (6, 5), (9, 4)] {
                 let (x, mut out) = (vec![1.0; inputs], vec![0.0; outputs]);
                 let refused = layer.forward(&mut gemm, &x, 2, Activation::None, &mut out);
+                assert_eq!(refused.unwrap_err().kind(), ErrorKind::Compute);
+                let layers = [&layer, &outer];
+                let refused = feed_forward(layers, &mut gemm, &x, 2, &mut Vec::new(), &mut out);
                 assert_eq!(refused.unwrap_err().kind(), ErrorKind::Compute);
             }
         }

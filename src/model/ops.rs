@@ -11,7 +11,7 @@ use rten_vecmath::Gelu;
 pub enum Activation {
     /// Nothing.
     None,
-    /// GELU by the error function (Hendrycks and Gimpel 2016).
+    /// GELU by the error function (Hendrycks and Gimpel 2016); in int8 layers near it.
     Gelu,
 }
 
@@ -188,17 +188,20 @@ fn halved<S: Simd<Elem = f32>>(vector: S, combine: impl Fn(f32, f32) -> f32) -> 
     array[0]
 }
 
+/// 1.5 * 2^23. Adding it rounds to a whole number, ties to even, which then stands
+/// in the lowest bits.
+pub(super) const ROUNDER: f32 = 12_582_912.0;
+
 /// `2^x` for `x <= 0`, to 3 units in the last place, and next to 0 below -126.
 /// Half the work of a function for every `x`.
 #[inline(always)]
 pub(super) fn exp2_of_negative<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     let (ops, int_ops) = (isa.f32(), isa.i32());
     let x = ops.max(x, ops.splat(-126.0));
-    // x = k + r, |r| <= 1/2. Adding 1.5 * 2^23 rounds to a whole number, which
-    // then stands in the lowest bits.
-    let magic = ops.splat(12_582_912.0);
-    let shifted = ops.add(x, magic);
-    let r = ops.sub(x, ops.sub(shifted, magic));
+    // x = k + r, |r| <= 1/2.
+    let rounder = ops.splat(ROUNDER);
+    let shifted = ops.add(x, rounder);
+    let r = ops.sub(x, ops.sub(shifted, rounder));
     // With these two last coefficients, the polynomial of its degree with the
     // least relative error, 1e-7.
     let mut y = ops.splat(1.330_060_6e-3);
@@ -482,20 +485,28 @@ impl SimdOp for Requantise<'_> {
 mod tests {
     use super::*;
 
-    struct Exp2OfNegative<'a>(&'a mut [f32]);
+    enum Function {
+        Exp2OfNegative,
+        RoundedGelu,
+    }
 
-    impl SimdOp for Exp2OfNegative<'_> {
+    struct Apply<'a>(Function, &'a mut [f32]);
+
+    impl SimdOp for Apply<'_> {
         type Output = ();
 
         #[inline(always)]
         fn eval<I: Isa>(self, isa: I) {
             each(
                 isa.f32(),
-                self.0,
+                self.1,
                 [],
                 isa.f32().zero(),
                 #[inline(always)]
-                |x, []| exp2_of_negative(isa, x),
+                |x, []| match self.0 {
+                    Function::Exp2OfNegative => exp2_of_negative(isa, x),
+                    Function::RoundedGelu => rounded_gelu(isa, x),
+                },
             );
         }
     }
@@ -504,7 +515,7 @@ mod tests {
     fn the_exponential_of_what_is_not_positive_is_exact_to_a_millionth() {
         let inputs: Vec<f32> = (0..126_000).map(|i| i as f32 * -0.001).collect();
         let mut outputs = inputs.clone();
-        Exp2OfNegative(&mut outputs).dispatch();
+        Apply(Function::Exp2OfNegative, &mut outputs).dispatch();
         for (x, y) in inputs.iter().zip(&outputs) {
             let exact = f64::from(*x).exp2();
             assert!(
@@ -513,33 +524,15 @@ mod tests {
             );
         }
         let mut far = [-1e4, f32::NEG_INFINITY, f32::MIN];
-        Exp2OfNegative(&mut far).dispatch();
+        Apply(Function::Exp2OfNegative, &mut far).dispatch();
         assert!(far.iter().all(|y| (0.0..1e-37).contains(y)), "{far:?}");
-    }
-
-    struct RoundedGelu<'a>(&'a mut [f32]);
-
-    impl SimdOp for RoundedGelu<'_> {
-        type Output = ();
-
-        #[inline(always)]
-        fn eval<I: Isa>(self, isa: I) {
-            each(
-                isa.f32(),
-                self.0,
-                [],
-                isa.f32().zero(),
-                #[inline(always)]
-                |x, []| rounded_gelu(isa, x),
-            );
-        }
     }
 
     #[test]
     fn the_gelu_of_the_rounded_path_is_near_the_exact_one() {
         let inputs: Vec<f32> = (-20_000..=20_000).map(|i| i as f32 * 0.0005).collect();
         let mut rounded = inputs.clone();
-        RoundedGelu(&mut rounded).dispatch();
+        Apply(Function::RoundedGelu, &mut rounded).dispatch();
         let mut exact = inputs.clone();
         BiasActivation {
             values: &mut exact,
